@@ -1,0 +1,104 @@
+"""What the rest of netgrow knows of a checkpoint file: names, shapes and dtypes, data on demand.
+
+A plan is made from `TensorInfo` alone. Data is read tensor by tensor (`Checkpoint.read`) and
+written tensor by tensor in an order fixed beforehand (`Writer.write`), so that memory stays that
+of one tensor whatever the file's size.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a checkpoint, without its data.
+
+    name: as in the model's state dict, wrappers such as `module.` taken off.
+    shape: sizes of its axes; `()` for a scalar.
+    dtype: in the words of safetensors: F64 F32 F16 BF16 I64 I32 I16 I8 U8 BOOL F8_E4M3 ...
+    tied_to: name of the earlier tensor that is the very same storage and view, else None.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    tied_to: str | None = None
+
+
+class Writer(abc.ABC):
+    """Writes a new checkpoint file; takes the tensors one at a time, in the order it was made with."""
+
+    @abc.abstractmethod
+    def write(self, name: str, tensor: torch.Tensor) -> None:
+        """Take the next tensor; name, shape and dtype must be the announced ones (ValueError otherwise)."""
+
+    @abc.abstractmethod
+    def finish(self) -> None:
+        """Complete the file and flush it to the disk."""
+
+
+class Checkpoint(abc.ABC):
+    """An opened checkpoint. Opening validates all of the file's structure and reads no tensor data.
+
+    format: "safetensors" or "torch".
+    tensors: the model's tensors in file order, by name without `prefix`.
+    key: where the state dict lies in a training checkpoint ("model_state_dict", "a.b"), None at the root.
+    prefix: what was taken off every name ("module.", "" if nothing).
+    metadata: text to text (safetensors' `__metadata__`; empty for .pt).
+    """
+
+    path: Path
+    format: str
+    tensors: Mapping[str, TensorInfo]
+    key: str | None
+    prefix: str
+    metadata: Mapping[str, str]
+
+    @abc.abstractmethod
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor's data on the CPU, in its own dtype; not to be written to."""
+
+    @abc.abstractmethod
+    def read_bytes(self, name: str) -> bytes:
+        """The tensor's values as contiguous little-endian bytes; needs no torch for safetensors."""
+
+    @abc.abstractmethod
+    def tree(self) -> Any:
+        """Everything in the file as nested dicts and lists (.pt), for optimizer states; None for safetensors."""
+
+    @abc.abstractmethod
+    def writer(
+        self,
+        path: Path,
+        tensors: Sequence[TensorInfo],
+        *,
+        metadata: Mapping[str, str] | None = None,
+        replace: Mapping[tuple[str | int, ...], Any] | None = None,
+    ) -> Writer:
+        """A writer of a file of the same format and wrapping (key, prefix, ties, everything else carried over).
+
+        tensors: the new infos, the same names in the same order as `self.tensors`.
+        metadata: added over the file's own (safetensors).
+        replace: by path into `tree()`, values that take the place of what is there (.pt; optimizer states).
+        """
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Release the file."""
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
