@@ -1,0 +1,1 @@
+"""What a network is, to netgrow: its operations, and the layout of every tensor axis."""

@@ -1,0 +1,98 @@
+"""`repeat:` in a spec: blocks such as `model.layers.{i}`, written once and unrolled here.
+
+layers:
+  embed: {op: embedding, from: tokens}
+  "model.layers.{i}":
+    repeat: auto            # counted in the checkpoint; or a number
+    from: embed             # what `in` is in the first block; afterwards the block before
+    layers:
+      norm: {op: rms_norm, from: in}
+      ...
+    output: sum             # what the next block, and readers of `model.layers.{i}`, get
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+from netgrow_cli.errors import SpecError
+from netgrow_cli.topology.graph import Mark
+from netgrow_cli.topology.located import Located
+
+_KEYS = ("repeat", "from", "layers", "output")
+MOST_BLOCKS = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """One layer after unrolling: full name, body, place, and the blocks it is in, outermost first."""
+
+    name: str
+    body: Located
+    mark: Mark
+    scope: tuple[str, ...] = ()
+
+
+def expand_blocks(layers: Located, tensors: Sequence[str]) -> tuple[list[Block], dict[str, str]]:
+    """All layers, blocks unrolled, and by name what stands for another value: block inputs and ends."""
+    plain: list[Block] = []
+    stands_for: dict[str, str] = {}
+    for name, body in layers.value.items():
+        mark = layers.keys[name]
+        if isinstance(body.value, dict) and "repeat" in body.value:
+            plain.extend(_unroll(name, body, mark, tensors, stands_for))
+        else:
+            plain.append(Block(name, body, mark))
+    return plain, stands_for
+
+
+def _unroll(
+    name: str, body: Located, mark: Mark, tensors: Sequence[str], stands_for: dict[str, str]
+) -> list[Block]:
+    _check(name, body, mark)
+    count = _count(name, body.value["repeat"], tensors)
+    before = str(body.value["from"].value)
+    output = str(body.value["output"].value)
+    blocks = []
+    for index in range(count):
+        full = name.replace("{i}", str(index))
+        stands_for[f"{full}.in"] = stands_for.get(before, before)
+        for inner, inner_body in body.value["layers"].value.items():
+            place = body.value["layers"].keys[inner]
+            blocks.append(Block(f"{full}.{inner}", inner_body, place, (full,)))
+        before = f"{full}.{output}"
+    stands_for[name] = before
+    stands_for[name.replace(".{i}", "")] = before
+    return blocks
+
+
+def _check(name: str, body: Located, mark: Mark) -> None:
+    if "{i}" not in name:
+        raise SpecError(f"{mark}: block {name!r} has `repeat:`; its name needs {{i}}, as in 'layers.{{i}}'")
+    for key in body.value:
+        if key not in _KEYS:
+            raise SpecError(f"{body.keys[key]}: block {name!r} has {', '.join(_KEYS)}, not {key!r}")
+    for key in _KEYS:
+        if key not in body.value:
+            raise SpecError(f"{mark}: block {name!r} lacks `{key}:`")
+    if not isinstance(body.value["layers"].value, dict):
+        raise SpecError(f"{body.value['layers'].mark}: `layers:` of block {name!r} must be a mapping")
+
+
+def _count(name: str, given: Located, tensors: Sequence[str]) -> int:
+    if isinstance(given.value, int) and not isinstance(given.value, bool) and 0 < given.value <= MOST_BLOCKS:
+        return given.value
+    if given.value != "auto":
+        raise SpecError(
+            f"{given.mark}: `repeat:` of {name!r} must be a number or auto, found {given.value!r}"
+        )
+    before, _, after = name.partition("{i}")
+    pattern = re.compile(re.escape(before) + r"(\d+)" + re.escape(after) + r"\.")
+    found = {int(match[1]) for tensor in tensors if (match := pattern.match(tensor))}
+    if found != set(range(len(found))) or not found:
+        raise SpecError(
+            f"{given.mark}: the checkpoint's tensors do not count the blocks {name!r}: found {sorted(found)}"
+        )
+    return len(found)

@@ -1,0 +1,110 @@
+"""What an operation is: its layout rule, its settings and parameters, and how to run it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from netgrow_cli.topology.graph import Node
+from netgrow_cli.topology.rule import RuleFunction, Value
+
+if TYPE_CHECKING:
+    import torch
+
+REQUIRED: Any = object()
+
+Start = Literal["random", "zero", "one", "quarter"]
+"""What a fresh unit's entry of a parameter starts as (but zero along an axis that consumes)."""
+
+Fresh = Literal["mean", "zero", "product", "normalises", "none"]
+"""What is known of the output at a fresh unit, from what is known at the inputs.
+
+mean: linear, the same for every unit: units that carry the mean of the old ones still do, zeros stay zero.
+zero: f(0) = 0. product: zero if any operand is. normalises: the mean comes out zero. none: nothing.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Param:
+    """A parameter of an operation: its name, and what fresh units start with."""
+
+    name: str
+    start: Start = "random"
+    optional: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Attr:
+    """A setting of an operation: its default, and the types it takes."""
+
+    default: Any
+    types: tuple[type, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One run of an operation on real tensors.
+
+    outputs: the solved layouts of the results, for operations whose result's shape follows from them.
+    unit_axis: the axis of the first operand that holds the units.
+    """
+
+    torch: Any
+    node: Node
+    inputs: Sequence[torch.Tensor]
+    params: Mapping[str, torch.Tensor]
+    outputs: Sequence[Value]
+    unit_axis: int
+    attrs: Mapping[str, Any]
+
+    @property
+    def functional(self) -> Any:
+        """`torch.nn.functional`."""
+        return self.torch.nn.functional
+
+    def shape(self, output: int = 0) -> tuple[int, ...]:
+        """The shape that an output must have."""
+        return self.outputs[output].shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """An operation: everything netgrow knows of it.
+
+    inputs: how many operands it takes, (least, most); most None for any number.
+    fresh: see `Fresh`; a function of the node where it depends on the settings.
+    """
+
+    name: str
+    rule: RuleFunction
+    run: Callable[[Call], Any]
+    params: tuple[Param, ...] = ()
+    attrs: Mapping[str, Attr] = dataclasses.field(default_factory=dict)
+    inputs: tuple[int, int | None] = (1, 1)
+    fresh: Fresh = "none"
+    consumes_axis: int | None = None
+    multiple: bool = False
+    doc: str = ""
+
+    def attr(self, node: Node, name: str) -> Any:
+        """A setting of a node, or its default."""
+        return node.attrs.get(name, self.attrs[name].default)
+
+    def all_attrs(self, node: Node) -> dict[str, Any]:
+        """All settings of a node."""
+        return {name: self.attr(node, name) for name in self.attrs}
+
+
+INT = (int,)
+INTS = (int, list, tuple)
+NUMBER = (int, float)
+BOOL = (bool,)
+TEXT = (str,)
+
+
+def several(value: Any, count: int) -> tuple[int, ...]:
+    """A setting that is one number for all spatial axes, or one for each."""
+    if isinstance(value, (list, tuple)):
+        return tuple(int(item) for item in value) * (count if len(value) == 1 else 1)
+    return (int(value),) * count

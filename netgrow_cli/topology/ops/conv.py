@@ -1,0 +1,202 @@
+"""Convolutions in one to three dimensions, grouped and depthwise too, and their transposes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from netgrow_cli.topology.ops.base import INTS, TEXT, Attr, Call, Op, Param, several
+from netgrow_cli.topology.rule import Context, RuleFunction, notation
+
+_LETTERS = "xyz"
+_ATTRS = {
+    "stride": Attr(1, INTS),
+    "padding": Attr(0, (*INTS, str)),
+    "dilation": Attr(1, INTS),
+    "padding_mode": Attr("zeros", TEXT),
+    "groups": Attr(None, (int,)),
+}
+_TRANSPOSED_ATTRS = {
+    "stride": Attr(1, INTS),
+    "padding": Attr(0, INTS),
+    "output_padding": Attr(0, INTS),
+    "dilation": Attr(1, INTS),
+    "groups": Attr(None, (int,)),
+}
+_PARAMS = (Param("weight"), Param("bias", "zero", optional=True))
+
+
+def _groups(context: Context) -> int:
+    """Groups follow from the shapes: channels that come in over channels that one filter reads."""
+    channels = context.inputs[0].axes[1].size if len(context.inputs[0].axes) > 1 else 0
+    weight = [axis.size for axis in context.params["weight"]]
+    reads = weight[1]
+    if reads == 0 or channels % reads:
+        context.fail(
+            f"its input has {channels} channels; {context.node.params['weight']} {weight} reads {reads} "
+            "in each group",
+            "from",
+        )
+    groups = channels // reads
+    stated = context.attr("groups")
+    if stated is not None and stated != groups:
+        context.fail(
+            f"groups: {stated} is stated, but {channels} input channels over {reads} in "
+            f"{context.node.params['weight']} make {groups}",
+            "attr:groups",
+        )
+    return groups
+
+
+def padded(context: Context, dims: int, kernel: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """What a convolution adds before and after each spatial axis."""
+    padding = context.attr("padding")
+    dilation = several(context.attr("dilation"), dims)
+    if padding == "valid":
+        return ((0, 0),) * dims
+    if padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        return tuple((t // 2, t - t // 2) for t in total)
+    if isinstance(padding, str):
+        context.fail(f"padding: {padding!r} is neither a number, 'same' nor 'valid'", "attr:padding")
+    return tuple((p, p) for p in several(padding, dims))
+
+
+def _computed(dims: int) -> Any:
+    def computed(context: Context) -> Mapping[str, int]:
+        kernel = tuple(axis.size for axis in context.params["weight"][2:])
+        stride, dilation = several(context.attr("stride"), dims), several(context.attr("dilation"), dims)
+        padding = padded(context, dims, kernel)
+        sizes = {}
+        for n in range(dims):
+            extent = context.inputs[0].axes[2 + n].size + sum(padding[n])
+            sizes[f"{_LETTERS[n]}'"] = (extent - dilation[n] * (kernel[n] - 1) - 1) // stride[n] + 1
+        return _positive(context, sizes)
+
+    return computed
+
+
+def _computed_transposed(dims: int) -> Any:
+    def computed(context: Context) -> Mapping[str, int]:
+        kernel = [axis.size for axis in context.params["weight"][2:]]
+        names = ("stride", "padding", "output_padding", "dilation")
+        stride, padding, more, dilation = (several(context.attr(name), dims) for name in names)
+        sizes = {}
+        for n in range(dims):
+            extent = context.inputs[0].axes[2 + n].size
+            reach = dilation[n] * (kernel[n] - 1) + more[n] + 1
+            sizes[f"{_LETTERS[n]}'"] = (extent - 1) * stride[n] - 2 * padding[n] + reach
+        return _positive(context, sizes)
+
+    return computed
+
+
+def _positive(context: Context, sizes: dict[str, int]) -> dict[str, int]:
+    if any(size < 1 for size in sizes.values()):
+        shape = context.inputs[0].shape[2:]
+        context.fail(
+            f"nothing is left of an input of {list(shape)}; check stride, padding and the input's shape"
+        )
+    return sizes
+
+
+def _transposed_groups(context: Context) -> Mapping[str, int]:
+    return {"g": context.attr("groups") or 1}
+
+
+def _conv_rule(dims: int) -> RuleFunction:
+    space = " ".join(_LETTERS[:dims])
+    kernel = " ".join("k" + letter for letter in _LETTERS[:dims])
+    after = " ".join(letter + "'" for letter in _LETTERS[:dims])
+    plain = notation(
+        f"b (g i) {space}, (g o) i {kernel}, (g o)? -> b (g o) {after}",
+        ("weight", "bias"),
+        sizes=lambda context: {"g": _groups(context)},
+        computed=_computed(dims),
+        sites={"g": "groups"},
+        data="kernel taps",
+    )
+
+    def rule(context: Context) -> Any:
+        if len(context.params["weight"]) != dims + 2:
+            shape = [axis.size for axis in context.params["weight"]]
+            context.fail(f"{context.node.params['weight']} {shape} is no kernel of {dims} dimensions")
+        return plain(context)
+
+    return rule
+
+
+def _transposed_rule(dims: int) -> RuleFunction:
+    space = " ".join(_LETTERS[:dims])
+    kernel = " ".join("k" + letter for letter in _LETTERS[:dims])
+    after = " ".join(letter + "'" for letter in _LETTERS[:dims])
+    return notation(
+        f"b (g i) {space}, (g i) o {kernel}, (g o)? -> b (g o) {after}",
+        ("weight", "bias"),
+        sizes=_transposed_groups,
+        computed=_computed_transposed(dims),
+        sites={"g": "groups"},
+        data="kernel taps",
+    )
+
+
+def _run(dims: int) -> Any:
+    def run(call: Call) -> Any:
+        functional, x, weight = call.functional, call.inputs[0], call.params["weight"]
+        padding = call.attrs["padding"]
+        if call.attrs["padding_mode"] != "zeros":
+            ahead = several(padding, dims)
+            both = [p for p in reversed(ahead) for _ in range(2)]
+            x, padding = functional.pad(x, both, mode=call.attrs["padding_mode"]), 0
+        groups = x.shape[1] // weight.shape[1]
+        convolve = getattr(functional, f"conv{dims}d")
+        return convolve(
+            x,
+            weight,
+            call.params.get("bias"),
+            several(call.attrs["stride"], dims),
+            padding if isinstance(padding, str) else several(padding, dims),
+            several(call.attrs["dilation"], dims),
+            groups,
+        )
+
+    return run
+
+
+def _run_transposed(dims: int) -> Any:
+    def run(call: Call) -> Any:
+        names = ("stride", "padding", "output_padding")
+        stride, padding, more = (several(call.attrs[name], dims) for name in names)
+        groups = call.outputs[0].axes[1].size // call.params["weight"].shape[1]
+        convolve = getattr(call.functional, f"conv_transpose{dims}d")
+        dilation = several(call.attrs["dilation"], dims)
+        bias = call.params.get("bias")
+        return convolve(call.inputs[0], call.params["weight"], bias, stride, padding, more, groups, dilation)
+
+    return run
+
+
+OPS = tuple(
+    op
+    for dims in (1, 2, 3)
+    for op in (
+        Op(
+            name=f"conv{dims}d",
+            rule=_conv_rule(dims),
+            run=_run(dims),
+            params=_PARAMS,
+            attrs=_ATTRS,
+            consumes_axis=1,
+            doc="Convolution; groups follow from the shapes, depthwise is one channel a group.",
+        ),
+        Op(
+            name=f"conv_transpose{dims}d",
+            rule=_transposed_rule(dims),
+            run=_run_transposed(dims),
+            params=_PARAMS,
+            attrs=_TRANSPOSED_ATTRS,
+            consumes_axis=1,
+            doc="Transposed convolution; groups must be stated where there are any.",
+        ),
+    )
+)

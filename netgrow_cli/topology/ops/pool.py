@@ -1,0 +1,183 @@
+"""Pooling, upsampling and padding: operations on positions that leave the channels alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from netgrow_cli.topology.layout import Fixed
+from netgrow_cli.topology.ops.base import BOOL, INTS, NUMBER, REQUIRED, TEXT, Attr, Call, Op, several
+from netgrow_cli.topology.rule import Context, RuleFunction, Value
+
+
+def _channels_first(context: Context, dims: int, sizes: list[int]) -> tuple[Value, ...]:
+    source = context.inputs[0]
+    kept = source.axes[: len(source.axes) - dims]
+    for axis in source.axes[len(kept) :]:
+        context.layouts.freeze(axis, "positions")
+    if any(size < 1 for size in sizes):
+        context.fail(f"nothing is left of an input of {list(source.shape)}")
+    return (Value((*kept, *(Fixed(size, "positions") for size in sizes)), source.unit_axis),)
+
+
+def _need(context: Context, dims: int) -> None:
+    if len(context.inputs[0].axes) < dims + 1:
+        context.fail(
+            f"it works on {dims} axes of positions behind the channels; its input has shape "
+            f"{list(context.inputs[0].shape)}"
+        )
+
+
+def _window_rule(dims: int, dilated: bool) -> RuleFunction:
+    def rule(context: Context) -> tuple[Value, ...]:
+        _need(context, dims)
+        kernel = several(context.attr("kernel_size"), dims)
+        stride = several(context.attr("stride"), dims) if context.attr("stride") is not None else kernel
+        padding = several(context.attr("padding"), dims)
+        dilation = several(context.attr("dilation"), dims) if dilated else (1,) * dims
+        sizes = []
+        for n in range(dims):
+            size = context.inputs[0].axes[n - dims].size + 2 * padding[n]
+            steps = (size - dilation[n] * (kernel[n] - 1) - 1) / stride[n]
+            count = (math.ceil(steps) if context.attr("ceil_mode") else math.floor(steps)) + 1
+            # torch drops a last window that would start in the padding behind the input.
+            if context.attr("ceil_mode") and (count - 1) * stride[n] >= size - padding[n]:
+                count -= 1
+            sizes.append(count)
+        return _channels_first(context, dims, sizes)
+
+    return rule
+
+
+def _window(name: str, settings: tuple[str, ...]) -> Callable[[Call], Any]:
+    def run(call: Call) -> Any:
+        keywords = {key: call.attrs[key] for key in settings}
+        return getattr(call.functional, name)(call.inputs[0], **keywords)
+
+    return run
+
+
+def _adaptive_rule(dims: int) -> RuleFunction:
+    def rule(context: Context) -> tuple[Value, ...]:
+        _need(context, dims)
+        return _channels_first(context, dims, list(several(context.attr("output_size"), dims)))
+
+    return rule
+
+
+def _adaptive(name: str, dims: int) -> Callable[[Call], Any]:
+    def run(call: Call) -> Any:
+        return getattr(call.functional, name)(call.inputs[0], several(call.attrs["output_size"], dims))
+
+    return run
+
+
+def _upsample_rule(context: Context) -> tuple[Value, ...]:
+    dims = len(context.inputs[0].axes) - 2
+    _need(context, max(dims, 1))
+    factor = several(context.attr("scale_factor"), dims)
+    sizes = [context.inputs[0].axes[2 + n].size * factor[n] for n in range(dims)]
+    return _channels_first(context, dims, sizes)
+
+
+def _upsample(call: Call) -> Any:
+    align = call.attrs["align_corners"] if call.attrs["mode"] not in ("nearest", "area") else None
+    factor = float(several(call.attrs["scale_factor"], 1)[0])
+    return call.functional.interpolate(
+        call.inputs[0], scale_factor=factor, mode=call.attrs["mode"], align_corners=align
+    )
+
+
+def _pad_rule(context: Context) -> tuple[Value, ...]:
+    amounts = list(context.attr("padding"))
+    source, dims = context.inputs[0], len(amounts) // 2
+    _need(context, dims)
+    if (len(source.axes) - dims) <= source.unit_axis:
+        context.fail("padding of the units themselves; concatenate instead", "attr:padding")
+    # torch counts from the last axis backwards.
+    sizes = [
+        source.axes[n - dims].size + amounts[2 * (dims - 1 - n)] + amounts[2 * (dims - 1 - n) + 1]
+        for n in range(dims)
+    ]
+    return _channels_first(context, dims, sizes)
+
+
+def _pad(call: Call) -> Any:
+    mode, value = call.attrs["mode"], call.attrs["value"]
+    return call.functional.pad(call.inputs[0], list(call.attrs["padding"]), mode=mode, value=value)
+
+
+_WINDOW = {
+    "kernel_size": Attr(REQUIRED, INTS),
+    "stride": Attr(None, INTS),
+    "padding": Attr(0, INTS),
+    "ceil_mode": Attr(False, BOOL),
+}
+_MAX = {**_WINDOW, "dilation": Attr(1, INTS)}
+_AVERAGE = {**_WINDOW, "count_include_pad": Attr(True, BOOL)}
+
+OPS = (
+    *(
+        op
+        for dims in (1, 2, 3)
+        for op in (
+            Op(
+                name=f"max_pool{dims}d",
+                rule=_window_rule(dims, dilated=True),
+                run=_window(f"max_pool{dims}d", tuple(_MAX)),
+                attrs=_MAX,
+                fresh="zero",
+                doc="The largest of each window.",
+            ),
+            Op(
+                name=f"avg_pool{dims}d",
+                rule=_window_rule(dims, dilated=False),
+                run=_window(f"avg_pool{dims}d", tuple(_AVERAGE)),
+                attrs=_AVERAGE,
+                fresh="mean",
+                doc="The mean of each window.",
+            ),
+            Op(
+                name=f"adaptive_avg_pool{dims}d",
+                rule=_adaptive_rule(dims),
+                run=_adaptive(f"adaptive_avg_pool{dims}d", dims),
+                attrs={"output_size": Attr(1, INTS)},
+                fresh="mean",
+                doc="Means over windows that give the stated number of positions.",
+            ),
+            Op(
+                name=f"adaptive_max_pool{dims}d",
+                rule=_adaptive_rule(dims),
+                run=_adaptive(f"adaptive_max_pool{dims}d", dims),
+                attrs={"output_size": Attr(1, INTS)},
+                fresh="zero",
+                doc="Maxima over windows that give the stated number of positions.",
+            ),
+        )
+    ),
+    Op(
+        name="upsample",
+        rule=_upsample_rule,
+        run=_upsample,
+        attrs={
+            "scale_factor": Attr(2, INTS),
+            "mode": Attr("nearest", TEXT),
+            "align_corners": Attr(None, BOOL),
+        },
+        fresh="mean",
+        doc="More positions, by a whole factor.",
+    ),
+    Op(
+        name="pad",
+        rule=_pad_rule,
+        run=_pad,
+        attrs={
+            "padding": Attr(REQUIRED, (list, tuple)),
+            "mode": Attr("constant", TEXT),
+            "value": Attr(0.0, NUMBER),
+        },
+        fresh="none",
+        doc="More positions around, as torch.nn.functional.pad counts them.",
+    ),
+)

@@ -1,0 +1,63 @@
+"""Run a graph on real tensors, operation by operation; values are dropped after their last reader."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from netgrow_cli.topology.graph import Node
+from netgrow_cli.topology.ops import OPS, Call
+from netgrow_cli.topology.solve import Topology
+
+Read = Callable[[str], Any]
+Observe = Callable[[Node, Sequence[Any], Sequence[Any]], None]
+
+
+def run(
+    topology: Topology,
+    read: Read,
+    inputs: Mapping[str, Any],
+    *,
+    dtype: Any,
+    observe: Observe | None = None,
+) -> list[Any]:
+    """The network's outputs.
+
+    read: a tensor of the checkpoint by name; floating ones are computed with in `dtype`.
+    inputs: by name, tensors of the solved topology's shapes.
+    observe: called after each operation with the node, its operands and its results.
+    """
+    import torch
+
+    left = _readers(topology)
+    values: dict[str, tuple[Any, ...]] = {name: (tensor,) for name, tensor in inputs.items()}
+    for node in topology.graph.nodes:
+        op = OPS[node.op]
+        operands = [values[ref.node][ref.output] for ref in node.inputs]
+        params = {role: _as(read(name), dtype) for role, name in node.params.items()}
+        unit_axis = topology.value(node.inputs[0]).unit_axis if node.inputs else 0
+        outputs = topology.values[node.name]
+        call = Call(torch, node, operands, params, outputs, unit_axis, op.all_attrs(node))
+        result = op.run(call)
+        values[node.name] = result if isinstance(result, tuple) else (result,)
+        if observe is not None:
+            observe(node, operands, values[node.name])
+        for ref in node.inputs:
+            left[ref.node] -= 1
+            if left[ref.node] == 0:
+                del values[ref.node]
+    return [values[ref.node][ref.output] for ref in topology.graph.outputs]
+
+
+def _readers(topology: Topology) -> collections.Counter[str]:
+    """How often each value is read; outputs count once more, so that they stay."""
+    left: collections.Counter[str] = collections.Counter()
+    for node in topology.graph.nodes:
+        left.update(ref.node for ref in node.inputs)
+    left.update(ref.node for ref in topology.graph.outputs)
+    return left
+
+
+def _as(tensor: Any, dtype: Any) -> Any:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor

@@ -1,0 +1,433 @@
+"""From a graph and the shapes of a checkpoint to its topology: every axis's layout, every width, who uses it.
+
+One pass over the operations applies each one's layout rule; unification does the rest.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from netgrow_cli.checkpoint.types import TensorInfo
+from netgrow_cli.errors import SpecError
+from netgrow_cli.topology.graph import Graph, Input, Mark, Node, Ref
+from netgrow_cli.topology.layout import (
+    Concat,
+    Fixed,
+    Layout,
+    Layouts,
+    Product,
+    SizeMismatch,
+    Width,
+    leaves,
+)
+from netgrow_cli.topology.notation import axis_text, layout_text
+from netgrow_cli.topology.ops import OPS
+from netgrow_cli.topology.rule import Role, Value, spec_error
+
+PROBE_BATCH = 3
+"""The batch that shapes are computed with where no run says otherwise."""
+
+FREE_SIZE = 5
+"""The size of a named input axis other than the batch (`time`) where nothing says otherwise."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AxisUse:
+    """What one node does with one axis of one tensor; the parts are the axis's factors."""
+
+    node: str
+    param: str
+    tensor: str
+    axis: int
+    parts: tuple[tuple[Layout, Role], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Effect:
+    """An operation that sees all of a layout at once.
+
+    axis: which axis of the node's input it lies on.
+    """
+
+    kind: str
+    node: str
+    layout: Layout
+    axis: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A number in a spec or in model code that follows a width.
+
+    The number is the size of `span`, or where `ranged` the range that span takes behind `lead`.
+    """
+
+    node: str
+    what: str
+    span: Layout
+    lead: tuple[Layout, ...]
+    ranged: bool
+    in_code: bool
+    mark: Mark | None
+    source: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Tie:
+    """Layouts whose sizes code computes from one number."""
+
+    pieces: tuple[Layout, ...]
+    why: str
+
+
+@dataclasses.dataclass(frozen=True)
+class WidthInfo:
+    """A width and everyone who uses it, by layer name."""
+
+    width: Width
+    name: str
+    frozen: str | None
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    per_unit: tuple[str, ...]
+    effects: tuple[Effect, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of units."""
+        return self.width.size
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """A solved network.
+
+    values: by node or input name, its outputs. tensors: by name, the layout of each axis (tied tensors under
+    every name). widths: by id. unclaimed: tensors that no layer names.
+    """
+
+    graph: Graph
+    values: Mapping[str, tuple[Value, ...]]
+    tensors: Mapping[str, tuple[Layout, ...]]
+    aliases: Mapping[str, str]
+    uses: tuple[AxisUse, ...]
+    effects: tuple[Effect, ...]
+    sites: tuple[Site, ...]
+    ties: tuple[Tie, ...]
+    widths: Mapping[int, WidthInfo]
+    unclaimed: tuple[str, ...]
+
+    def value(self, ref: Ref) -> Value:
+        """The solved value behind a reference."""
+        return self.values[ref.node][ref.output]
+
+    def name(self, width: Width) -> str:
+        """A width's name."""
+        return self.widths[width.id].name
+
+    def text(self, layout: Layout) -> str:
+        """A layout in the notation that people read."""
+        return axis_text(layout, self.name)
+
+    def tensor_text(self, tensor: str) -> str:
+        """The layout of a tensor, all axes."""
+        return layout_text(self.tensors[tensor], self.name)
+
+    def by_name(self, name: str) -> WidthInfo | None:
+        """The width of that name."""
+        return next((info for info in self.widths.values() if info.name == name), None)
+
+
+def solve(
+    graph: Graph,
+    tensors: Mapping[str, TensorInfo],
+    *,
+    sizes: Mapping[str, int] | None = None,
+) -> Topology:
+    """Infer all layouts. sizes: for named input axes (`batch`, `time`). Raises SpecError."""
+    return _Solver(graph, tensors, sizes or {}).run()
+
+
+class _Node:
+    """A rule's view of its node (`rule.Context`)."""
+
+    def __init__(self, solver: _Solver, node: Node, inputs: Sequence[Value]) -> None:
+        self.node = node
+        self.layouts = solver.layouts
+        self.inputs = inputs
+        self.params: Mapping[str, tuple[Layout, ...]] = {
+            role: solver.axes(name) for role, name in node.params.items()
+        }
+        self._solver = solver
+
+    def attr(self, name: str) -> Any:
+        return OPS[self.node.op].attr(self.node, name)
+
+    def size(self, name: str | int) -> int:
+        if isinstance(name, int):
+            return name
+        found = self._solver.sizes.get(name)
+        if found is None:
+            self.fail(f"size {name!r} is neither a number nor in `dims`")
+        return found
+
+    def use(self, param: str, axis: int, parts: Sequence[tuple[Layout, Role]]) -> None:
+        tensor = self._solver.aliases[self.node.params[param]]
+        self._solver.uses.append(AxisUse(self.node.name, param, tensor, axis, tuple(parts)))
+
+    def effect(self, kind: str, layout: Layout, axis: int) -> None:
+        self._solver.effects.append(Effect(kind, self.node.name, layout, axis))
+
+    def site(self, what: str, span: Layout, lead: Sequence[Layout] = (), *, in_code: bool = True) -> None:
+        base = what.split("[")[0]
+        mark = self.node.marks.get(what) or self.node.marks.get(f"attr:{what}") or self.node.marks.get(base)
+        ranged = what.startswith("range")
+        made = Site(self.node.name, what, span, tuple(lead), ranged, in_code, mark, self.node.source)
+        self._solver.sites.append(made)
+
+    def tie(self, pieces: Sequence[Layout], why: str) -> None:
+        self._solver.ties.append(Tie(tuple(pieces), why))
+
+    def fail(self, message: str, what: str = "layer") -> NoReturn:
+        raise spec_error(self.node, message, what)
+
+
+class _Solver:
+    def __init__(self, graph: Graph, tensors: Mapping[str, TensorInfo], sizes: Mapping[str, int]) -> None:
+        self.graph = graph
+        self.infos = tensors
+        self.sizes = {**graph.dims, **sizes}
+        self.layouts = Layouts()
+        self.uses: list[AxisUse] = []
+        self.effects: list[Effect] = []
+        self.sites: list[Site] = []
+        self.ties: list[Tie] = []
+        self.aliases = {name: info.tied_to or name for name, info in tensors.items()}
+        self._axes: dict[str, tuple[Layout, ...]] = {}
+        self._values: dict[str, tuple[Value, ...]] = {}
+
+    def axes(self, name: str) -> tuple[Layout, ...]:
+        """The axes of a tensor; made when it is first asked for, one set for all names of a tied tensor."""
+        canonical = self.aliases[name]
+        if canonical not in self._axes:
+            shape = self.infos[canonical].shape
+            self._axes[canonical] = tuple(self.layouts.width(size) for size in shape)
+        return self._axes[canonical]
+
+    def run(self) -> Topology:
+        for given in self.graph.inputs:
+            self._values[given.name] = (self._input(given),)
+        for node in self.graph.nodes:
+            self._values[node.name] = self._apply(node)
+        for ref in self.graph.outputs:
+            for axis in self._values[ref.node][ref.output].axes:
+                self.layouts.freeze(axis, f"output of the model ({ref})")
+        for _ in self.ties:  # one tie can freeze what another holds, at most so many times
+            for tie in self.ties:
+                self._settle(tie)
+        return self._result()
+
+    def _input(self, given: Input) -> Value:
+        axes: list[Layout] = []
+        unit_axis = _unit_axis_of(given)
+        for position, item in enumerate(given.shape):
+            why = f"input of the model ({given.name})"
+            size = (
+                self.sizes.get(item, PROBE_BATCH if position == 0 else FREE_SIZE)
+                if isinstance(item, str)
+                else item
+            )
+            is_unit = position == unit_axis and isinstance(item, int)
+            axes.append(self.layouts.width(size, frozen=why) if is_unit else Fixed(size, why))
+        return Value(tuple(axes), unit_axis, "int" in given.dtype)
+
+    def _apply(self, node: Node) -> tuple[Value, ...]:
+        op = OPS[node.op]
+        for param in op.params:
+            if param.name not in node.params and not param.optional:
+                _missing_param(node, param.name)
+        inputs = [self._values[ref.node][ref.output] for ref in node.inputs]
+        context = _Node(self, node, inputs)
+        try:
+            values = op.rule(context)
+        except SizeMismatch as clash:
+            context.fail(f"sizes that must agree do not: {clash}")
+        resolve = self.layouts.resolve
+        return tuple(
+            dataclasses.replace(value, axes=tuple(resolve(axis) for axis in value.axes)) for value in values
+        )
+
+    def _settle(self, tie: Tie) -> None:
+        """Sizes tied by code: leaf with leaf stays a tie, anything else that is not alike is frozen."""
+        pieces = [self.layouts.resolve(piece) for piece in tie.pieces]
+        if (
+            not all(isinstance(piece, Width) for piece in pieces)
+            and len({_form(piece) for piece in pieces}) > 1
+        ):
+            for piece in pieces:
+                self.layouts.freeze(piece, f"{tie.why}, whose parts are built of different widths")
+
+    def _result(self) -> Topology:
+        resolve = self.layouts.resolve
+        uses = tuple(
+            dataclasses.replace(use, parts=tuple((resolve(part), role) for part, role in use.parts))
+            for use in self.uses
+        )
+        effects = tuple(dataclasses.replace(effect, layout=resolve(effect.layout)) for effect in self.effects)
+        values = {
+            name: tuple(
+                dataclasses.replace(value, axes=tuple(resolve(axis) for axis in value.axes))
+                for value in outputs
+            )
+            for name, outputs in self._values.items()
+        }
+        tensors = {
+            name: tuple(resolve(axis) for axis in self._axes[self.aliases[name]])
+            for name in self.infos
+            if self.aliases[name] in self._axes
+        }
+        return Topology(
+            graph=self.graph,
+            values=values,
+            tensors=tensors,
+            aliases=self.aliases,
+            uses=uses,
+            effects=effects,
+            sites=tuple(
+                dataclasses.replace(site, span=resolve(site.span), lead=tuple(map(resolve, site.lead)))
+                for site in self.sites
+            ),
+            ties=tuple(Tie(tuple(map(resolve, tie.pieces)), tie.why) for tie in self.ties),
+            widths=_describe(self.graph, self.layouts, values, uses, effects),
+            unclaimed=tuple(name for name in self.infos if self._is_unclaimed(name)),
+        )
+
+    def _is_unclaimed(self, name: str) -> bool:
+        if self.aliases[name] in self._axes or name.endswith("num_batches_tracked"):
+            return False
+        return not any(fnmatch.fnmatchcase(name, pattern) for pattern in self.graph.ignore)
+
+
+def _unit_axis_of(given: Input) -> int:
+    """The first numbered axis behind the batch; the last where none is numbered."""
+    for position, item in enumerate(given.shape[1:], 1):
+        if isinstance(item, int):
+            return position
+    return len(given.shape) - 1
+
+
+def _form(layout: Layout) -> str:
+    return axis_text(layout, lambda width: f"w{width.size}")
+
+
+def _missing_param(node: Node, param: str) -> NoReturn:
+    raise spec_error(
+        node, f"its {param} is not in the checkpoint (looked for '{node.name}.{param}')", "layer"
+    )
+
+
+# -- who uses what, and what it is called ------------------------------------------------------------
+
+
+def _describe(
+    graph: Graph,
+    layouts: Layouts,
+    values: Mapping[str, tuple[Value, ...]],
+    uses: Iterable[AxisUse],
+    effects: Iterable[Effect],
+) -> dict[int, WidthInfo]:
+    users: dict[int, dict[Role, list[str]]] = collections.defaultdict(lambda: collections.defaultdict(list))
+    widths: dict[int, Width] = {}
+    for use in uses:
+        for part, role in use.parts:
+            for leaf in leaves(part):
+                widths[leaf.id] = leaf
+                if use.node not in users[leaf.id][role]:
+                    users[leaf.id][role].append(use.node)
+    for outputs in values.values():
+        for value in outputs:
+            for axis in value.axes:
+                for leaf in leaves(axis):
+                    widths[leaf.id] = leaf
+    names = _Names(graph, layouts, values)
+    described = {}
+    for identity, width in widths.items():
+        roles = users[identity]
+        data = roles[Role.DATA] and not (roles[Role.PRODUCES] or roles[Role.CONSUMES] or roles[Role.PER_UNIT])
+        described[identity] = WidthInfo(
+            width=width,
+            name=names.of(width, roles),
+            frozen=layouts.frozen(width) or ("its indices are data" if data else None),
+            producers=tuple(roles[Role.PRODUCES]),
+            consumers=tuple(roles[Role.CONSUMES]),
+            per_unit=tuple(roles[Role.PER_UNIT]),
+            effects=tuple(e for e in effects if any(leaf.id == identity for leaf in leaves(e.layout))),
+        )
+    return described
+
+
+class _Names:
+    """Names of widths: the first layer that produces it; with a range or factor where that holds several."""
+
+    def __init__(self, graph: Graph, layouts: Layouts, values: Mapping[str, tuple[Value, ...]]) -> None:
+        self._layouts = layouts
+        self._values = values
+        self._order = [given.name for given in graph.inputs] + [node.name for node in graph.nodes]
+        self._hidden = {node.name for node in graph.nodes if node.hidden}
+        self._taken: set[str] = set()
+
+    def of(self, width: Width, roles: Mapping[Role, Sequence[str]]) -> str:
+        """A name for the width that no other has."""
+        makers = [*roles[Role.PRODUCES], *roles[Role.PER_UNIT]]
+        candidates = [*makers, *(name for name in self._order if name not in self._hidden)]
+        for maker in candidates:
+            for value in self._values.get(maker, ()):
+                for axis in (value.axes[value.unit_axis] if value.axes else Fixed(1), *value.axes):
+                    where = self._place(width, axis)
+                    if where is not None:
+                        return self._unique(maker + where)
+        readers = [*roles[Role.CONSUMES], *roles[Role.DATA]]
+        return self._unique(f"{readers[0]}.in" if readers else f"width{width.id}")
+
+    def _place(self, width: Width, layout: Layout) -> str | None:
+        """Where in a layout a width stands, as a suffix to the layer's name."""
+        if isinstance(layout, Width):
+            return "" if layout == width else None
+        if isinstance(layout, Concat):
+            start = 0
+            for part in layout.parts:
+                inner = self._place(width, part)
+                if inner is not None:
+                    return f"[{start}:{start + part.size}]{inner}"
+                start += part.size
+        if isinstance(layout, Product):
+            open_factors = [f for f in layout.factors if not isinstance(f, Fixed)]
+            for position, factor in enumerate(layout.factors):
+                inner = self._place(width, factor)
+                if inner is not None:
+                    if len(open_factors) == 1:
+                        return inner
+                    return f".{self._layouts.hint(width) or position}{inner}"
+        return None
+
+    def _unique(self, name: str) -> str:
+        unique, count = name, 2
+        while unique in self._taken:
+            unique, count = f"{name}#{count}", count + 1
+        self._taken.add(unique)
+        return unique
+
+
+def require_complete(topology: Topology) -> None:
+    """Refuse a spec that leaves tensors out: a layer it forgot might read what is about to change."""
+    if topology.unclaimed:
+        names = ", ".join(topology.unclaimed[:5])
+        more = f" and {len(topology.unclaimed) - 5} more" if len(topology.unclaimed) > 5 else ""
+        raise SpecError(
+            f"{topology.graph.origin}: no layer has these tensors of the checkpoint: {names}{more}. "
+            "A forgotten layer may read what changes; add it under `layers:`, or list them under `ignore:`"
+        )

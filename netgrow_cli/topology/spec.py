@@ -1,0 +1,423 @@
+"""The spec: layer-level dataflow in YAML, parsed into the graph. See `spec.schema.json` for its form."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from netgrow_cli.checkpoint.types import TensorInfo
+from netgrow_cli.errors import SpecError
+from netgrow_cli.topology.blocks import Block, expand_blocks
+from netgrow_cli.topology.graph import Graph, Input, Mark, Node, Ref
+from netgrow_cli.topology.located import Located, load
+from netgrow_cli.topology.ops import ATTR_ALIASES, OPS, Op, canonical, close_names
+from netgrow_cli.topology.ops.base import REQUIRED
+
+VERSION = 1
+MOST_BYTES = 16 * 2**20
+_TOP = ("netgrow", "inputs", "layers", "outputs", "dims", "prefix", "key", "ignore")
+_LAYER = ("op", "from", "params", "prefix")
+_SLICE = re.compile(r"^(?P<name>.+?)\[(?:(?P<start>\d*):(?P<stop>\d*)|(?P<index>\d+))\]$")
+_RANGE = re.compile(r"^\s*(\d+)\s*:\s*(\d+)\s*$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """A parsed spec file, not yet bound to a checkpoint.
+
+    text: the file's text, which rewriting keeps but for the numbers that change.
+    """
+
+    file: str
+    text: str
+    root: Located
+
+    @property
+    def prefix(self) -> str | None:
+        """What stands before every tensor's name in the checkpoint; None to find it."""
+        found = self.root.value.get("prefix")
+        return None if found is None else str(found.value)
+
+    @property
+    def key(self) -> str | None:
+        """Where the state dict lies in the checkpoint; None to find it."""
+        found = self.root.value.get("key")
+        return None if found is None else str(found.value)
+
+    def graph(self, tensors: Mapping[str, TensorInfo]) -> Graph:
+        """The graph, parameters found among the tensors. Raises SpecError."""
+        return _Builder(self, tensors).graph()
+
+
+def read_spec(path: Path) -> Spec:
+    """Read and parse a spec file. Raises SpecError."""
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise SpecError(f"{path}: larger than {MOST_BYTES >> 20} MiB, which no spec is")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SpecError(f"{path}: there is no such spec") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: cannot be read as text ({error})") from None
+    return parse_spec(text, str(path))
+
+
+def parse_spec(text: str, file: str) -> Spec:
+    """Parse a spec's text. Raises SpecError."""
+    root = load(text, file)
+    if not isinstance(root.value, dict):
+        raise SpecError(f"{root.mark}: a spec is a mapping that starts with `netgrow: 1`")
+    for key, mark in root.keys.items():
+        if key not in _TOP:
+            raise SpecError(f"{mark}: unknown key {key!r}{_close(key, _TOP)}; a spec has {', '.join(_TOP)}")
+    version = root.value.get("netgrow")
+    if version is None:
+        raise SpecError(f"{file}:1: not a netgrow spec: it lacks `netgrow: {VERSION}`")
+    if version.value != VERSION:
+        raise SpecError(
+            f"{version.mark}: spec version {version.value!r}; this netgrow reads version {VERSION}"
+        )
+    for key, kind in (("inputs", dict), ("layers", dict), ("outputs", (list, str))):
+        found = root.value.get(key)
+        if found is None or not found.value:
+            raise SpecError(f"{file}: it lacks `{key}:`")
+        if not isinstance(found.value, kind):
+            raise SpecError(f"{found.mark}: `{key}:` must be a {'mapping' if kind is dict else 'list'}")
+    return Spec(file, text, root)
+
+
+def _close(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
+
+
+class _Builder:
+    """Builds the graph of one spec for one checkpoint."""
+
+    def __init__(self, spec: Spec, tensors: Mapping[str, TensorInfo]) -> None:
+        self._spec = spec
+        self._tensors = tensors
+        self._nodes: dict[str, Node] = {}
+        self._inputs: dict[str, Input] = {}
+        self._layers: dict[str, Block] = {}
+
+    def graph(self) -> Graph:
+        root = self._spec.root.value
+        for name, given in root["inputs"].value.items():
+            self._inputs[name] = _input(name, given)
+        layers, ends = expand_blocks(root["layers"], tuple(self._tensors))
+        for layer in layers:
+            if layer.name in self._inputs:
+                raise SpecError(f"{layer.mark}: {layer.name!r} is an input and a layer")
+            if layer.name in self._layers:
+                raise SpecError(f"{layer.mark}: layer {layer.name!r} is given twice")
+            self._layers[layer.name] = layer
+        self._ends = ends
+        for layer in layers:
+            self._layer(layer)
+        outputs = root["outputs"]
+        listed = outputs.value if isinstance(outputs.value, list) else [outputs]
+        refs = tuple(self._ref(item, "outputs", ()) for item in listed)
+        return Graph(
+            inputs=tuple(self._inputs.values()),
+            nodes=_ordered(self._nodes, self._inputs, self._spec.file),
+            outputs=refs,
+            dims=_dims(root.get("dims")),
+            ignore=_ignore(root.get("ignore")),
+            origin=self._spec.file,
+        )
+
+    # -- one layer ------------------------------------------------------------------------------
+
+    def _layer(self, layer: Block) -> None:
+        body = layer.body.value
+        if not isinstance(body, dict):
+            raise SpecError(f"{layer.mark}: layer {layer.name!r} must be a mapping: {{op: ..., from: ...}}")
+        op, marks = self._op(layer)
+        if "from" not in body:
+            self._fail(layer, "it lacks `from:`, which says what it reads")
+        marks["from"] = body["from"].mark
+        inputs = self._operands(layer, op, body["from"])
+        least, most = op.inputs
+        if len(inputs) < least or (most is not None and len(inputs) > most):
+            wanted = f"{least}" if least == most else f"{least} or more"
+            hint = "; for a concatenation give ranges: {'0:64': a, '64:96': b}" if op.consumes_axis else ""
+            self._fail(
+                layer, f"it takes {wanted} operand, `from` gives {len(inputs)}{hint}", body["from"].mark
+            )
+        attrs = self._attrs(layer, op, marks)
+        self._nodes[layer.name] = Node(
+            name=layer.name,
+            op=op.name,
+            inputs=inputs,
+            params=self._params(layer, op),
+            attrs=attrs,
+            marks=marks,
+        )
+
+    def _op(self, layer: Block) -> tuple[Op, dict[str, Mark]]:
+        stated = layer.body.value.get("op")
+        if stated is None:
+            self._fail(layer, "it lacks `op:`")
+        name = canonical(str(stated.value))
+        if name not in OPS:
+            close = close_names(str(stated.value))
+            hint = f" (did you mean {' or '.join(close)}?)" if close else ""
+            self._fail(layer, f"unknown op {stated.value!r}{hint}", stated.mark)
+        return OPS[name], {"layer": layer.mark, "op": stated.mark}
+
+    def _attrs(self, layer: Block, op: Op, marks: dict[str, Mark]) -> dict[str, Any]:
+        attrs: dict[str, Any] = {}
+        for key, item in layer.body.value.items():
+            if key in _LAYER:
+                continue
+            name = key
+            if name not in op.attrs:
+                name = next((alias for alias in ATTR_ALIASES.get(key, ()) if alias in op.attrs), key)
+            if name not in op.attrs or name == "ranges":
+                known = sorted({*_LAYER, *op.attrs} - {"ranges"})
+                hint = f"{_close(key, known)}; it takes {', '.join(known)}"
+                self._fail(layer, f"{op.name} has no setting {key!r}{hint}", layer.body.keys[key])
+            value, kinds = item.plain(), op.attrs[name].types
+            if value is not None and (
+                not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)
+            ):
+                kind = " or ".join(sorted({k.__name__ for k in kinds} - {"tuple"}))
+                self._fail(layer, f"{key}: {value!r} should be {kind}", item.mark)
+            attrs[name] = value
+            marks[f"attr:{name}"] = item.mark
+            self._mark_items(name, item, marks)
+        for name, attr in op.attrs.items():
+            if attr.default is REQUIRED and attrs.get(name) is None:
+                self._fail(layer, f"{op.name} needs `{name}:`")
+        return attrs
+
+    @staticmethod
+    def _mark_items(name: str, item: Located, marks: dict[str, Mark]) -> None:
+        if isinstance(item.value, list):
+            for position, part in enumerate(item.value):
+                marks[f"{name}[{position}]"] = part.mark
+        else:
+            marks[name] = item.mark
+
+    def _params(self, layer: Block, op: Op) -> dict[str, str]:
+        stated = layer.body.value.get("params")
+        prefix = layer.body.value.get("prefix")
+        base = f"{layer.name}." if prefix is None else str(prefix.value)
+        names = {param.name: base + param.name for param in op.params}
+        given: set[str] = set()
+        if stated is not None:
+            if not isinstance(stated.value, dict):
+                self._fail(layer, "`params:` must map a parameter to a tensor's name", stated.mark)
+            for key, item in stated.value.items():
+                if key not in names:
+                    known = ", ".join(names) or "none"
+                    self._fail(layer, f"{op.name} has no parameter {key!r}; it has {known}", stated.keys[key])
+                if item.value is None:
+                    del names[key]
+                    continue
+                given.add(key)
+                names[key] = str(item.value)
+        found = {}
+        for param in op.params:
+            tensor = names.get(param.name)
+            if tensor is None:
+                continue
+            if tensor in self._tensors:
+                found[param.name] = tensor
+            elif param.name in given or not param.optional:
+                close = _close(tensor, tuple(self._tensors))
+                self._fail(layer, f"there is no tensor {tensor!r} in the checkpoint{close}")
+        return found
+
+    # -- what a layer reads -----------------------------------------------------------------------
+
+    def _operands(self, layer: Block, op: Op, given: Located) -> tuple[Ref, ...]:
+        if isinstance(given.value, dict):
+            return (self._ranges(layer, op, given),)
+        items = given.value if isinstance(given.value, list) else [given]
+        if not items:
+            self._fail(layer, "`from:` is an empty list", given.mark)
+        return tuple(self._ref(item, layer.name, layer.scope) for item in items)
+
+    def _ranges(self, layer: Block, op: Op, given: Located) -> Ref:
+        """`{"0:64": a, "64:96": b}`: a concatenation, whose ranges are checked."""
+        ranges = []
+        for key, item in given.value.items():
+            match = _RANGE.match(key)
+            if match is None:
+                self._fail(layer, f"{key!r} is no range; write '0:64'", given.keys[key])
+            start, stop = int(match[1]), int(match[2])
+            if stop <= start:
+                self._fail(layer, f"the range {key!r} is empty", given.keys[key])
+            ranges.append((start, stop, self._ref(item, layer.name, layer.scope), given.keys[key]))
+        ranges.sort(key=lambda entry: entry[:2])
+        end = 0
+        for start, stop, _, mark in ranges:
+            if start > end:
+                self._fail(layer, f"nothing feeds the range {end}:{start}", mark)
+            if start < end:
+                self._fail(layer, f"the ranges overlap between {start} and {min(end, stop)}", mark)
+            end = stop
+        marks = {f"range:{n}": mark for n, (_, _, _, mark) in enumerate(ranges)}
+        attrs: dict[str, Any] = {"ranges": tuple((start, stop) for start, stop, _, _ in ranges)}
+        if op.consumes_axis is not None:
+            attrs["axis"] = op.consumes_axis
+        name = f"{layer.name}.from"
+        self._nodes[name] = Node(
+            name=name,
+            op="cat",
+            inputs=tuple(ref for _, _, ref, _ in ranges),
+            attrs=attrs,
+            marks={"layer": layer.mark, "from": given.mark, **marks},
+            hidden=True,
+        )
+        return Ref(name)
+
+    def _ref(self, item: Located, reader: str, scope: Sequence[str]) -> Ref:
+        if not isinstance(item.value, (str, int)):
+            raise SpecError(f"{item.mark}: {reader!r} should name a layer here, as in 'fc1' or 'fc1[0:32]'")
+        text = str(item.value).strip()
+        name = self._resolve(text, scope)
+        if name is not None:
+            return Ref(name)
+        match = _SLICE.match(text)
+        base = self._resolve(match["name"], scope) if match else None
+        if match is None or base is None:
+            known = (*self._inputs, *self._layers)
+            wanted = match["name"] if match else text
+            raise SpecError(
+                f"{item.mark}: {reader!r} reads {wanted!r}, which is no layer{_close(wanted, known)}"
+            )
+        several = base in self._layers and self._is_multiple(base)
+        if match["index"] is not None:
+            if not several:
+                raise SpecError(
+                    f"{item.mark}: {text!r}: {base!r} has one output; a range of units is written "
+                    f"'{base}[{match['index']}:{int(match['index']) + 1}]'"
+                )
+            return Ref(base, int(match["index"]))
+        if several:
+            raise SpecError(f"{item.mark}: {text!r}: {base!r} has several outputs; choose one: '{base}[0]'")
+        return self._slice(item, base, match)
+
+    def _is_multiple(self, name: str) -> bool:
+        stated = self._layers[name].body.value.get("op")
+        op = OPS.get(canonical(str(stated.value))) if stated is not None else None
+        return op is not None and op.multiple
+
+    def _slice(self, item: Located, base: str, match: re.Match[str]) -> Ref:
+        start = int(match["start"] or 0)
+        stop = int(match["stop"]) if match["stop"] else None
+        name = f"{base}[{match['start'] or 0}:{match['stop'] or ''}]"
+        if name not in self._nodes:
+            offset = _inside(self._spec.text, item.mark, f"[{match['start']}:{match['stop']}]")
+            marks = {"layer": item.mark}
+            if offset is not None and match["stop"]:
+                text = f"{match['start']}:{match['stop']}"
+                marks["range"] = Mark(item.mark.file, item.mark.line, offset + 1, offset + 1 + len(text))
+            attrs = {"start": start, "stop": stop}
+            self._nodes[name] = Node(name, "slice", (Ref(base),), attrs=attrs, marks=marks, hidden=True)
+        else:
+            self._same_range_again(name, item, match)
+        return Ref(name)
+
+    def _same_range_again(self, name: str, item: Located, match: re.Match[str]) -> None:
+        """A range that several layers read is one node; every place that states it is to be rewritten."""
+        node = self._nodes[name]
+        offset = _inside(self._spec.text, item.mark, f"[{match['start']}:{match['stop']}]")
+        if offset is None or not match["stop"]:
+            return
+        length = len(f"{match['start']}:{match['stop']}")
+        again = sum(key.startswith("range") for key in node.marks)
+        place = Mark(item.mark.file, item.mark.line, offset + 1, offset + 1 + length)
+        marks = {**node.marks, f"range+{again}": place}
+        self._nodes[name] = dataclasses.replace(node, marks=marks)
+
+    def _resolve(self, name: str, scope: Sequence[str]) -> str | None:
+        """The full name of a value: in the reader's own block first, then outwards."""
+        for prefix in (*reversed(scope), ""):
+            full = f"{prefix}.{name}" if prefix else name
+            full = self._ends.get(full, full)
+            if full in self._layers or full in self._inputs:
+                return full
+        return None
+
+    @staticmethod
+    def _fail(layer: Block, message: str, mark: Mark | None = None) -> NoReturn:
+        raise SpecError(f"{mark or layer.mark}: layer {layer.name!r}: {message}")
+
+
+def _inside(text: str, mark: Mark, part: str) -> int | None:
+    """The offset of a part of a scalar's text; None where escapes hide it."""
+    found = text.find(part, mark.start, mark.end)
+    return None if found < 0 else found
+
+
+def _input(name: str, given: Located) -> Input:
+    body = given.value
+    shape, settings = (body.get("shape"), body) if isinstance(body, dict) else (given, {})
+    if shape is None or not isinstance(shape.value, list) or not shape.value:
+        raise SpecError(f"{given.mark}: input {name!r} needs a shape, as in [batch, 17]")
+    for item in shape.value:
+        ok = isinstance(item.value, str) or (isinstance(item.value, int) and item.value > 0)
+        if not ok or isinstance(item.value, bool):
+            raise SpecError(f"{item.mark}: input {name!r}: {item.value!r} is neither a size nor a name")
+    for key in settings:
+        if key not in ("shape", "dtype", "low", "high"):
+            raise SpecError(f"{given.keys[key]}: input {name!r} has shape, dtype, low and high, not {key!r}")
+    plain = {key: item.value for key, item in settings.items() if key != "shape"}
+    for key in ("low", "high"):
+        if not isinstance(plain.get(key, 0), (int, float)):
+            raise SpecError(f"{settings[key].mark}: input {name!r}: {key} must be a number")
+    dtype = str(plain.get("dtype", "float32"))
+    if dtype not in ("float16", "bfloat16", "float32", "float64", "int32", "int64", "uint8", "bool"):
+        raise SpecError(f"{settings['dtype'].mark}: input {name!r}: unknown dtype {dtype!r}")
+    if "int" in dtype and "high" not in plain:
+        raise SpecError(f"{given.mark}: input {name!r} holds integers; say below which: `high: 1000`")
+    items = tuple(item.value for item in shape.value)
+    return Input(name, items, dtype, plain.get("low"), plain.get("high"), given.mark)
+
+
+def _dims(given: Located | None) -> dict[str, int]:
+    if given is None:
+        return {}
+    if not isinstance(given.value, dict):
+        raise SpecError(f"{given.mark}: `dims:` must map names to sizes")
+    for key, item in given.value.items():
+        if not isinstance(item.value, int) or isinstance(item.value, bool) or item.value < 1:
+            raise SpecError(f"{item.mark}: dims: {key} must be a positive number, found {item.value!r}")
+    return {key: item.value for key, item in given.value.items()}
+
+
+def _ignore(given: Located | None) -> tuple[str, ...]:
+    if given is None:
+        return ()
+    items = given.value if isinstance(given.value, list) else [given]
+    return tuple(str(item.value) for item in items)
+
+
+def _ordered(nodes: Mapping[str, Node], inputs: Mapping[str, Input], file: str) -> tuple[Node, ...]:
+    """The nodes so that each comes behind what it reads; the spec's own order where that allows it."""
+    done: set[str] = set(inputs)
+    order: list[Node] = []
+    for root in nodes:
+        path = [root]
+        while path:
+            node = nodes.get(path[-1])
+            waits = next((ref.node for ref in node.inputs if ref.node not in done), None) if node else None
+            if waits is None:
+                if node is not None and node.name not in done:
+                    done.add(node.name)
+                    order.append(node)
+                path.pop()
+            elif waits in path:
+                cycle = " -> ".join([*path[path.index(waits) :], waits])
+                raise SpecError(f"{nodes[path[-1]].mark or file}: the layers form a cycle: {cycle}")
+            else:
+                path.append(waits)
+    return tuple(order)
