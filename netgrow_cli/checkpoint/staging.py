@@ -1,0 +1,139 @@
+"""Outputs appear under their names complete or not at all.
+
+Each output is written to a hidden file beside its target, so that the last step is a rename within one
+file system, which is atomic. Whatever goes wrong before that, the hidden files are removed and what stood
+under the targets' names is untouched; this also holds when an output replaces the input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from netgrow_cli.errors import CheckpointError, UsageError
+
+# Errors of a write that carry no file name; anything else of the kind may come from reading.
+_WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+
+
+class Staging:
+    """The temporary paths, in the order of the targets, and whether they are to take the targets' names."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = tuple(paths)
+        self.committed = False
+
+    def commit(self) -> None:
+        """All outputs are complete: rename them when the block is left."""
+        self.committed = True
+
+
+@contextlib.contextmanager
+def staged_outputs(targets: Sequence[Path], *, force: bool, inputs: Sequence[Path] = ()) -> Iterator[Staging]:
+    """Temporary paths for `targets`; they take the targets' names once the block has called `commit()`.
+
+    Before any work: UsageError if a target exists and `force` is not given (`inputs` only make the message
+    exact), CheckpointError if a target's folder is missing or cannot be written to. An OSError while writing
+    becomes a CheckpointError that names the target.
+    """
+    _refuse(targets, force=force, inputs=inputs)
+    temporary: dict[Path, Path] = {}
+    try:
+        for target in targets:
+            # Noted before it exists: an interrupt in between leaves nothing behind.
+            temporary[target] = _beside(target)
+            with _cannot_write(target):
+                _create(temporary[target], like=target)
+        staging = Staging([temporary[target] for target in targets])
+        with _translate_write_errors(temporary):
+            yield staging
+        if staging.committed:
+            _publish(temporary)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+
+
+def _refuse(targets: Sequence[Path], *, force: bool, inputs: Sequence[Path]) -> None:
+    for target in targets:
+        if not target.parent.is_dir():
+            raise CheckpointError(f"cannot write {target}: the folder {target.parent} does not exist")
+        if target.is_dir():
+            raise CheckpointError(f"cannot write {target}: it is a directory; give a file name with -o")
+        if os.path.lexists(target) and not force:
+            is_input = any(_same_file(target, source) for source in inputs)
+            what = "is the input itself" if is_input else "exists"
+            raise UsageError(f"{target} {what}; pass --force to replace it or -o another path")
+    resolved = [target.parent.resolve() / target.name for target in targets]
+    if len(set(resolved)) < len(resolved):
+        twice = next(path for path in resolved if resolved.count(path) > 1)
+        raise UsageError(f"{twice} is the output of two changes; give each its own path")
+
+
+def _same_file(a: Path, b: Path) -> bool:
+    try:
+        return a.samefile(b)
+    except OSError:
+        return False
+
+
+def _beside(target: Path) -> Path:
+    # The name does not contain the target's, which may already be as long as names can be.
+    return target.parent / f".netgrow-{secrets.token_hex(8)}.tmp"
+
+
+def _create(path: Path, like: Path) -> None:
+    # 0o666 less the umask, as any new file; mkstemp's 0o600 would stay with the checkpoint.
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    with contextlib.suppress(OSError):
+        path.chmod(stat.S_IMODE(like.stat().st_mode))
+
+
+def _publish(temporary: dict[Path, Path]) -> None:
+    # All data is on the disk before the first name changes: after a power cut a name means a whole file.
+    for target, path in temporary.items():
+        with _cannot_write(target):
+            _sync(path)
+    done: list[Path] = []
+    for target, path in temporary.items():
+        written = f"{', '.join(map(str, done))} already written" if done else "nothing was written"
+        with _cannot_write(target, written):
+            path.replace(target)
+        done.append(target)
+    for folder in {target.parent for target in temporary}:
+        # Some file systems cannot sync a folder; the files are complete all the same.
+        with contextlib.suppress(OSError):
+            _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _cannot_write(target: Path, written: str = "nothing was written") -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"cannot write {target}: {error.strerror}; {written}") from error
+
+
+@contextlib.contextmanager
+def _translate_write_errors(temporary: dict[Path, Path]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        named = [target for target, path in temporary.items() if error.filename == str(path)]
+        if not named and not (error.filename is None and error.errno in _WRITE_ERRORS):
+            raise
+        target = named[0] if named else next(iter(temporary))
+        raise CheckpointError(f"cannot write {target}: {error.strerror}; nothing was written") from error
