@@ -1,0 +1,177 @@
+"""Execution of a plan on tensors, one at a time. The same seed gives the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from netgrow_cli.surgery.plan import AxisEdit, Sharing, TensorEdit
+
+if TYPE_CHECKING:
+    import torch
+
+_CONSTANTS = {"zero": 0.0, "one": 1.0, "quarter": 0.25}
+
+
+def apply_edit(old: torch.Tensor, edit: TensorEdit, seed: int) -> torch.Tensor:
+    """The edited tensor, of shape `edit.after`, in the old one's dtype."""
+    draw = _Draw(seed, edit, old)
+    new = old
+    for axis in edit.axes:
+        new = _absorbed(new, axis)
+    for axis in edit.axes:
+        new = new.index_select(axis.axis, _index(np.maximum(axis.index, 0)))
+    for axis in edit.axes:
+        if len(axis.start):
+            _start(new, old, axis, edit, draw)
+    for axis in edit.axes:
+        for level, sharing in enumerate(axis.sharing):
+            _share(new, axis.axis, sharing, draw.noise(axis.axis, level))
+        _start_readers(new, axis, draw)
+    if edit.gain != 1.0:
+        new = _rescaled(new, edit)
+    return new.contiguous()
+
+
+class _Draw:
+    """Random values for one tensor: reproducible, and independent of the order in which tensors are edited."""
+
+    def __init__(self, seed: int, edit: TensorEdit, old: torch.Tensor) -> None:
+        self._seed = f"{seed}:{edit.name}"
+        self._kaiming = edit.init == "kaiming"
+        made = {axis.axis for axis in edit.axes if len(axis.start)}
+        fan_in = [size for axis, size in enumerate(edit.before) if axis not in made]
+        self._fan_in = max(1, int(np.prod(fan_in))) if edit.before else 1
+        self._old = old
+
+    def _generator(self, purpose: str) -> np.random.Generator:
+        digest = hashlib.sha256(f"{self._seed}:{purpose}".encode()).digest()
+        return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
+
+    def fresh(self, shape: tuple[int, ...], purpose: str) -> torch.Tensor:
+        """Values as the layer's others are: their own spread, or Kaiming's uniform (He et al. 2015, a = sqrt 5)."""
+        import torch
+
+        generator = self._generator(purpose)
+        spread = float(self._old.double().std(correction=0)) if self._old.numel() > 1 else 0.0
+        if self._kaiming or not np.isfinite(spread) or spread == 0.0:
+            bound = 1.0 / np.sqrt(self._fan_in)
+            values = generator.uniform(-bound, bound, shape)
+        else:
+            values = generator.normal(0.0, spread, shape)
+        return torch.from_numpy(values).to(self._old.dtype)
+
+    def noise(self, axis: int, level: int) -> Callable[[tuple[int, ...]], torch.Tensor]:
+        """Unit normal noise for one level of sharing along an axis."""
+        import torch
+
+        generator = self._generator(f"noise:{axis}:{level}")
+        return lambda shape: torch.from_numpy(generator.standard_normal(shape))
+
+
+def _index(positions: Any) -> torch.Tensor:
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(positions, dtype=np.int64))
+
+
+def _absorbed(tensor: torch.Tensor, axis: AxisEdit) -> torch.Tensor:
+    """Merged units: what the gone one passed on is added to the kept one's, before anything moves."""
+    import torch
+
+    for entry in axis.absorb:
+        wide = tensor.to(torch.float64)
+        shape = [1] * tensor.dim()
+        shape[axis.axis] = -1
+        taken = wide.index_select(axis.axis, _index(entry.gone)) * torch.from_numpy(entry.factor).reshape(shape)
+        tensor = wide.index_add(axis.axis, _index(entry.kept), taken).to(tensor.dtype)
+    return tensor
+
+
+def _start(new: torch.Tensor, old: torch.Tensor, axis: AxisEdit, edit: TensorEdit, draw: _Draw) -> None:
+    """Fresh entries along an axis that makes units."""
+    places = _index(axis.start)
+    shape = (*new.shape[: axis.axis], len(axis.start), *new.shape[axis.axis + 1 :])
+    if edit.fill == "mean" and axis.mean_of is not None:
+        values = _means(old, axis, edit)
+    elif edit.fill == "zero" and edit.start == "random":
+        values = new.new_zeros(shape)
+    elif edit.start in _CONSTANTS:
+        values = new.new_full(shape, _CONSTANTS[edit.start])
+    else:
+        values = draw.fresh(shape, f"start:{axis.axis}")
+    new.index_copy_(axis.axis, places, values)
+    first, second = axis.mirror
+    if len(first):
+        new.index_copy_(axis.axis, _index(second), new.index_select(axis.axis, _index(first)))
+
+
+def _means(old: torch.Tensor, axis: AxisEdit, edit: TensorEdit) -> torch.Tensor:
+    import torch
+
+    assert axis.mean_of is not None
+    gathered = old.to(torch.float64)
+    for other in edit.axes:
+        if other.axis != axis.axis:
+            gathered = gathered.index_select(other.axis, _index(np.maximum(other.index, 0)))
+    rows = [gathered.index_select(axis.axis, _index(sources)) for sources in axis.mean_of]
+    return (torch.stack(rows).mean(0)).to(old.dtype)
+
+
+def _start_readers(new: torch.Tensor, axis: AxisEdit, draw: _Draw) -> None:
+    """Fresh entries along an axis that reads units: zero, unless the unit itself is zero or has an opposite."""
+    if len(axis.zero):
+        new.index_fill_(axis.axis, _index(axis.zero), 0.0)
+    first, second = axis.opposed
+    if len(first):
+        values = draw.fresh(_shape_of(new, axis.axis, len(first)), f"opposed:{axis.axis}")
+        new.index_copy_(axis.axis, _index(first), values)
+        new.index_copy_(axis.axis, _index(second), -values)
+    if len(axis.random):
+        values = draw.fresh(_shape_of(new, axis.axis, len(axis.random)), f"random:{axis.axis}")
+        new.index_copy_(axis.axis, _index(axis.random), values)
+
+
+def _shape_of(tensor: torch.Tensor, axis: int, length: int) -> tuple[int, ...]:
+    return (*tensor.shape[:axis], length, *tensor.shape[axis + 1 :])
+
+
+def _share(tensor: torch.Tensor, axis: int, sharing: Sharing, noise: Callable[[tuple[int, ...]], torch.Tensor]) -> None:
+    """What stands at `first` is shared between `first` and `second`: w/2 + e and w/2 - e, exactly.
+
+    In the tensor's own dtype A = rnd(w/2 + e), B = rnd(w - A); where A + B is not w bit for bit, w/2 twice,
+    and where even that is not (the least subnormals), w and 0.
+    """
+    import torch
+
+    first, second = _index(sharing.first), _index(sharing.second)
+    whole = tensor.index_select(axis, first)
+    wide = whole.to(torch.float64)
+    half = (wide / 2).to(tensor.dtype)
+    one, other = half, half
+    if sharing.noise > 0.0:
+        others = [n for n in range(tensor.dim()) if n != axis]
+        size = wide.square().mean(others, keepdim=True).sqrt() if others else wide.abs()
+        one = (wide / 2 + sharing.noise * size * noise(tuple(whole.shape))).to(tensor.dtype)
+        other = (wide - one.to(torch.float64)).to(tensor.dtype)
+        exact = _adds_up(one, other, whole)
+        one, other = torch.where(exact, one, half), torch.where(exact, other, half)
+    exact = _adds_up(one, other, whole)
+    one, other = torch.where(exact, one, whole), torch.where(exact, other, torch.zeros_like(whole))
+    tensor.index_copy_(axis, first, one)
+    tensor.index_copy_(axis, second, other)
+
+
+def _adds_up(one: torch.Tensor, other: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return (one.to(torch.float64) + other.to(torch.float64)) == whole.to(torch.float64)
+
+
+def _rescaled(tensor: torch.Tensor, edit: TensorEdit) -> torch.Tensor:
+    import torch
+
+    return ((tensor.to(torch.float64) + edit.offset) * edit.gain - edit.offset).to(tensor.dtype)

@@ -1,0 +1,124 @@
+"""Operations that see a whole width, by change: exact, exact with a compensation, lossy, or refused.
+
+| operation           | expand           | split              | prune           | recycle |
+| ------------------- | ---------------- | ------------------ | --------------- | ------- |
+| rms_norm            | zero units *     | all equally often  | zero units *    | refused |
+| layer_norm          | mean units *     | all equally often  | lossy           | refused |
+| ... over more axes  | refused          | all equally often  | lossy           | refused |
+| group_norm, a group | refused          | all equally often  | lossy           | refused |
+| normalize           | zero units       | refused            | zero units      | refused |
+| mean                | refused          | all equally often  | lossy           | refused |
+| amax, amin          | refused          | exact              | lossy           | refused |
+| sum, softmax, ...   | refused          | refused            | lossy           | refused |
+
+* with a compensation: gain times s, eps times s^2,
+s = sqrt(d / D) where the normalised axis goes from d to D units. A permutation is always exact.
+Derivation for rms_norm: zero units leave the sum of squares S; g' / sqrt(S/D + eps') = g / sqrt(S/d + eps)
+holds for all S with g' = g sqrt(d/D) and eps' = eps d/D. For layer_norm, units that carry the mean leave the
+mean and the sum of squared deviations as they are, and the same follows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from netgrow_cli.surgery.change import WidthChange
+from netgrow_cli.surgery.fresh import Fill
+from netgrow_cli.topology.layout import Width, leaves
+from netgrow_cli.topology.solve import Effect, Topology
+
+_RESCALED = ("rms_norm", "layer_norm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What an effect says to a change.
+
+    answer: "exact", "compensate" (gain and eps follow the size), "lossy" or "refused"; why: for the last two.
+    fill: how fresh units must be made, None where any way will do.
+    """
+
+    answer: str
+    why: str = ""
+    fill: Fill | None = None
+    instead: str = ""
+
+
+def judge(topology: Topology, effect: Effect, change: WidthChange, zero_units: bool) -> Verdict:
+    """The table's entry. zero_units: all units that are dropped are zero where the operation reads them."""
+    name = f"{effect.kind} in {effect.node!r}"
+    if change.kind == "permute":
+        return Verdict("exact")
+    if change.kind == "expand":
+        return _expand(topology, effect, name)
+    if change.kind == "split":
+        return _split(effect, change, name)
+    if change.kind in ("prune", "merge"):
+        return _prune(topology, effect, name, zero_units)
+    return Verdict(
+        "refused",
+        f"{name} sees the whole width; a unit that becomes another changes all of its outputs",
+        instead="no other command recycles it exactly",
+    )
+
+
+def _has_gain(topology: Topology, effect: Effect) -> bool:
+    return "weight" in topology.graph.node(effect.node).params
+
+
+def _expand(topology: Topology, effect: Effect, name: str) -> Verdict:
+    if effect.kind in _RESCALED and not _has_gain(topology, effect):
+        return Verdict(
+            "refused",
+            f"{name} divides by what all units are, and has no gain that could make up for new ones",
+            instead="`split` with all units keeps it exact",
+        )
+    if effect.kind == "rms_norm":
+        return Verdict("compensate", fill="zero")
+    if effect.kind == "layer_norm":
+        if not isinstance(effect.layout, Width):
+            return Verdict(
+                "refused",
+                f"{name} normalises {topology.text(effect.layout)} together; units of one part move the mean",
+                instead="`split` of all units of all parts",
+            )
+        return Verdict("compensate", fill="mean")
+    if effect.kind == "normalize":
+        return Verdict("exact", fill="zero")
+    if effect.kind == "group_norm":
+        instead = f"whole new groups (see `netgrow inspect` for the width of the groups of {effect.node!r})"
+    else:
+        instead = "`split` with all units" if effect.kind in ("mean", "layer_norm") else "a layer that it does not read"
+    return Verdict("refused", f"{name} sees all units at once, and new ones would change it", instead=instead)
+
+
+def _split(effect: Effect, change: WidthChange, name: str) -> Verdict:
+    if effect.kind in ("amax", "amin"):
+        return Verdict("exact")
+    even = effect.kind in ("mean", "group_norm") or effect.kind.startswith(("layer_norm", "rms_norm"))
+    if even:
+        others = {leaf.id for leaf in leaves(effect.layout)} - {change.width}
+        if change.multiple is not None and not others:
+            return Verdict("exact")
+        return Verdict(
+            "refused",
+            f"{name} weighs all units equally, so copies of some change it",
+            instead="`--units all`, which duplicates every unit"
+            if not others
+            else "a layer that no norm sees together with others",
+        )
+    return Verdict(
+        "refused",
+        f"{name} sees all units at once, and copies change it",
+        instead="a layer that it does not read",
+    )
+
+
+def _prune(topology: Topology, effect: Effect, name: str, zero_units: bool) -> Verdict:
+    if zero_units and effect.kind == "normalize":
+        return Verdict("exact")
+    if zero_units and effect.kind == "rms_norm" and _has_gain(topology, effect):
+        return Verdict("compensate")
+    return Verdict(
+        "lossy", f"{name} sees the whole width, so that pruning it is not exact", instead="`--allow-drift X`"
+    )
