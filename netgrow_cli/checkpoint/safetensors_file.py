@@ -56,8 +56,7 @@ class SafetensorsCheckpoint(Checkpoint):
         self._data_start = header.data_start
         self._entries = {entry.info.name[len(self.prefix) :]: entry for entry in header.entries}
         self.tensors = {
-            name: TensorInfo(name, entry.info.shape, entry.info.dtype)
-            for name, entry in self._entries.items()
+            name: TensorInfo(name, entry.info.shape, entry.info.dtype) for name, entry in self._entries.items()
         }
         self._file = path.open("rb", buffering=0)
 

@@ -56,9 +56,7 @@ def header_length(first: bytes, file_size: int) -> int:
     if length > MAX_HEADER:
         raise HeaderError(f"the header claims {length} bytes, more than the {MAX_HEADER} allowed")
     if 8 + length > file_size:
-        raise HeaderError(
-            f"the header claims {length} bytes and {file_size - 8} follow: the file is truncated"
-        )
+        raise HeaderError(f"the header claims {length} bytes and {file_size - 8} follow: the file is truncated")
     return length
 
 
@@ -254,9 +252,7 @@ def _check_coverage(entries: Sequence[Entry], available: int) -> None:
             raise HeaderError(f"bytes {position} to {start} before tensor {name!r} belong to no tensor")
         position = entry.stop
     if position > available:
-        raise HeaderError(
-            f"the tensors take {position} bytes and {available} are there: the file is truncated"
-        )
+        raise HeaderError(f"the tensors take {position} bytes and {available} are there: the file is truncated")
     if position < available:
         raise HeaderError(f"{available - position} bytes after the last tensor belong to no tensor")
 

@@ -44,9 +44,7 @@ def tensor_of(dtype: torch.dtype, shape: tuple[int, ...], seed: int) -> torch.Te
 
 
 def infos_of(tensors: dict[str, torch.Tensor]) -> list[TensorInfo]:
-    return [
-        TensorInfo(name, tuple(tensor.shape), str(name_of(tensor.dtype))) for name, tensor in tensors.items()
-    ]
+    return [TensorInfo(name, tuple(tensor.shape), str(name_of(tensor.dtype))) for name, tensor in tensors.items()]
 
 
 def write_all(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None) -> None:
@@ -56,9 +54,7 @@ def write_all(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, 
     writer.finish()
 
 
-names = st.text(st.characters(exclude_categories=["Cs"]), max_size=12).filter(
-    lambda name: name != "__metadata__"
-)
+names = st.text(st.characters(exclude_categories=["Cs"]), max_size=12).filter(lambda name: name != "__metadata__")
 shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 contents = st.dictionaries(names, st.tuples(st.sampled_from(DTYPES), shapes, st.integers(0, 99)), max_size=6)
 texts = st.text(st.characters(exclude_categories=["Cs"]))
@@ -216,9 +212,7 @@ def test_a_prefix_that_does_not_fit_and_a_key_are_errors(tmp_path: Path) -> None
         ([], ""),
     ],
 )
-def test_wrappers_are_taken_off_when_every_name_has_them(
-    tmp_path: Path, stored: list[str], prefix: str
-) -> None:
+def test_wrappers_are_taken_off_when_every_name_has_them(tmp_path: Path, stored: list[str], prefix: str) -> None:
     path = tmp_path / "a.safetensors"
     save_file({name: torch.zeros(1) for name in stored}, path)
     with open_checkpoint(path) as checkpoint:

@@ -242,8 +242,7 @@ def test_accepted_as_the_library_does(tmp_path: Path, case: str) -> None:
     assert library_accepts(content)
     with open_content(tmp_path, content) as checkpoint:
         found = {
-            name: (info.dtype, info.shape, checkpoint.read_bytes(name))
-            for name, info in checkpoint.tensors.items()
+            name: (info.dtype, info.shape, checkpoint.read_bytes(name)) for name, info in checkpoint.tensors.items()
         }
     assert found == tensors
 
