@@ -61,18 +61,23 @@ def staged_outputs(targets: Sequence[Path], *, force: bool, inputs: Sequence[Pat
 
 def _refuse(targets: Sequence[Path], *, force: bool, inputs: Sequence[Path]) -> None:
     for target in targets:
-        if not target.parent.is_dir():
-            raise CheckpointError(f"cannot write {target}: the folder {target.parent} does not exist")
-        if target.is_dir():
-            raise CheckpointError(f"cannot write {target}: it is a directory; give a file name with -o")
-        if os.path.lexists(target) and not force:
-            is_input = any(_same_file(target, source) for source in inputs)
-            what = "is the input itself" if is_input else "exists"
-            raise UsageError(f"{target} {what}; pass --force to replace it or -o another path")
+        with _cannot_write(target):  # even asking for a name that is too long is an error
+            _refuse_target(target, force=force, inputs=inputs)
     resolved = [target.parent.resolve() / target.name for target in targets]
     if len(set(resolved)) < len(resolved):
         twice = next(path for path in resolved if resolved.count(path) > 1)
         raise UsageError(f"{twice} is the output of two changes; give each its own path")
+
+
+def _refuse_target(target: Path, *, force: bool, inputs: Sequence[Path]) -> None:
+    if not target.parent.is_dir():
+        raise CheckpointError(f"cannot write {target}: the folder {target.parent} does not exist")
+    if target.is_dir():
+        raise CheckpointError(f"cannot write {target}: it is a directory; give a file name with -o")
+    if os.path.lexists(target) and not force:
+        is_input = any(_same_file(target, source) for source in inputs)
+        what = "is the input itself" if is_input else "exists"
+        raise UsageError(f"{target} {what}; pass --force to replace it or -o another path")
 
 
 def _same_file(a: Path, b: Path) -> bool:
