@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from netgrow_cli.errors import SpecError
 from netgrow_cli.topology.graph import Mark
-from netgrow_cli.topology.located import Located
+from netgrow_cli.topology.located import MOST_NODES, Located
 
 _KEYS = ("repeat", "from", "layers", "output")
 MOST_BLOCKS = 10_000
@@ -45,27 +45,41 @@ def expand_blocks(layers: Located, tensors: Sequence[str]) -> tuple[list[Block],
             plain.extend(_unroll(name, body, mark, tensors, stands_for))
         else:
             plain.append(Block(name, body, mark))
+        if len(plain) > MOST_NODES:
+            raise SpecError(f"{mark}: more than {MOST_NODES} layers, blocks unrolled")
     return plain, stands_for
 
 
-def _unroll(
-    name: str, body: Located, mark: Mark, tensors: Sequence[str], stands_for: dict[str, str]
-) -> list[Block]:
+def _unroll(name: str, body: Located, mark: Mark, tensors: Sequence[str], stands_for: dict[str, str]) -> list[Block]:
     _check(name, body, mark)
     count = _count(name, body.value["repeat"], tensors)
     before = str(body.value["from"].value)
     output = str(body.value["output"].value)
-    blocks = []
+    blocks: list[Block] = []
+    if count * len(body.value["layers"].value) > MOST_NODES:
+        raise SpecError(f"{mark}: block {name!r} unrolls to more than {MOST_NODES} layers")
     for index in range(count):
         full = name.replace("{i}", str(index))
         stands_for[f"{full}.in"] = stands_for.get(before, before)
         for inner, inner_body in body.value["layers"].value.items():
             place = body.value["layers"].keys[inner]
-            blocks.append(Block(f"{full}.{inner}", inner_body, place, (full,)))
+            blocks.append(Block(f"{full}.{inner}", _numbered(inner_body, str(index)), place, (full,)))
         before = f"{full}.{output}"
     stands_for[name] = before
     stands_for[name.replace(".{i}", "")] = before
     return blocks
+
+
+def _numbered(body: Located, index: str) -> Located:
+    """A layer of one block: `{i}` in names of tensors and of layers is the block's number."""
+    value = body.value
+    if isinstance(value, str) and "{i}" in value:
+        return dataclasses.replace(body, value=value.replace("{i}", index))
+    if isinstance(value, dict):
+        return dataclasses.replace(body, value={key: _numbered(item, index) for key, item in value.items()})
+    if isinstance(value, list):
+        return dataclasses.replace(body, value=[_numbered(item, index) for item in value])
+    return body
 
 
 def _check(name: str, body: Located, mark: Mark) -> None:
@@ -79,15 +93,24 @@ def _check(name: str, body: Located, mark: Mark) -> None:
             raise SpecError(f"{mark}: block {name!r} lacks `{key}:`")
     if not isinstance(body.value["layers"].value, dict):
         raise SpecError(f"{body.value['layers'].mark}: `layers:` of block {name!r} must be a mapping")
+    for key in ("from", "output"):
+        if not isinstance(body.value[key].value, str):
+            raise SpecError(f"{body.value[key].mark}: `{key}:` of block {name!r} must name one layer")
+    inside = body.value["layers"].value
+    output = body.value["output"]
+    if output.value not in inside:
+        raise SpecError(f"{output.mark}: `output:` of block {name!r} names {output.value!r}, which is no layer of it")
+    for inner, inner_body in inside.items():
+        if isinstance(inner_body.value, dict) and "repeat" in inner_body.value:
+            place = body.value["layers"].keys[inner]
+            raise SpecError(f"{place}: block {inner!r} is inside block {name!r}; write the inner one out")
 
 
 def _count(name: str, given: Located, tensors: Sequence[str]) -> int:
     if isinstance(given.value, int) and not isinstance(given.value, bool) and 0 < given.value <= MOST_BLOCKS:
         return given.value
     if given.value != "auto":
-        raise SpecError(
-            f"{given.mark}: `repeat:` of {name!r} must be a number or auto, found {given.value!r}"
-        )
+        raise SpecError(f"{given.mark}: `repeat:` of {name!r} must be a number or auto, found {given.value!r}")
     before, _, after = name.partition("{i}")
     pattern = re.compile(re.escape(before) + r"(\d+)" + re.escape(after) + r"\.")
     found = {int(match[1]) for tensor in tensors if (match := pattern.match(tensor))}

@@ -30,6 +30,11 @@ from numpy.typing import NDArray
 
 IndexMap = NDArray[np.int64]
 
+# A concatenation that must equal the same parts in another order is refined as Euclid finds a common divisor:
+# one step a unit in the worst case, down to parts of one unit that nobody could change.
+_MOST_STEPS = 32
+_NO_END = "it must equal its own parts in another order, which leaves no units to choose from"
+
 
 @dataclasses.dataclass(frozen=True)
 class Width:
@@ -208,16 +213,51 @@ class Layouts:
     def resolve(self, layout: Layout) -> Layout:
         """The layout with everything known put in, in normal form."""
         if isinstance(layout, Width):
-            bound = self._bound.get(layout.id)
-            if bound is None:
-                return layout
-            resolved = self.resolve(bound)
-            self._bound[layout.id] = resolved
-            return resolved
+            return self._resolve_width(layout)
         if isinstance(layout, Concat):
             return concat([self.resolve(part) for part in layout.parts])
         if isinstance(layout, Product):
             return product([self.resolve(factor) for factor in layout.factors])
+        return layout
+
+    def _resolve_width(self, width: Width) -> Layout:
+        # A loop, not a recursion: a long residual stream binds one width to the next a thousand times.
+        passed: list[int] = []
+        found: Layout = width
+        while isinstance(found, Width) and found.id in self._bound:
+            passed.append(found.id)
+            found = self._bound[found.id]
+        if isinstance(found, (Concat, Product)):
+            found = self._resolve_deep(passed[-1], found)
+        for identity in passed:
+            self._bound[identity] = found
+        return found
+
+    def _resolve_deep(self, identity: int, bound: Layout) -> Layout:
+        """A structure that a width is bound to, resolved from its innermost bindings outwards."""
+        waiting = [(identity, bound)]
+        while waiting:
+            identity, bound = waiting[-1]
+            inner = [leaf.id for leaf in leaves(bound) if leaf.id in self._bound]
+            unsettled = [name for name in inner if self._has_bound_leaf(self._bound[name])]
+            if unsettled:
+                waiting.extend((name, self._bound[name]) for name in dict.fromkeys(unsettled))
+            else:
+                self._bound[identity] = bound = self._substituted(bound) if inner else bound
+                waiting.pop()
+        return bound
+
+    def _has_bound_leaf(self, layout: Layout) -> bool:
+        return any(leaf.id in self._bound for leaf in leaves(layout))
+
+    def _substituted(self, layout: Layout) -> Layout:
+        """A layout whose widths' bindings are resolved, with these put in."""
+        if isinstance(layout, Width):
+            return self._bound.get(layout.id, layout)
+        if isinstance(layout, Concat):
+            return concat([self._substituted(part) for part in layout.parts])
+        if isinstance(layout, Product):
+            return product([self._substituted(factor) for factor in layout.factors])
         return layout
 
     def frozen(self, width: Width) -> str | None:
@@ -252,11 +292,23 @@ class Layouts:
 
         Where they have no common refinement, both are frozen with the reason. Raises SizeMismatch.
         """
-        left, right = self.resolve(left), self.resolve(right)
+        waiting = [(self.resolve(left), self.resolve(right))]
+        steps = _MOST_STEPS * (2 + sum(1 for _ in leaves(waiting[0][0])) + sum(1 for _ in leaves(waiting[0][1])))
+        while waiting:
+            one, other = waiting.pop()
+            steps -= 1
+            if steps < 0:
+                self.freeze(left, _NO_END)
+                self.freeze(right, _NO_END)
+                return
+            waiting.extend(reversed(self._meet(self.resolve(one), self.resolve(other))))
+
+    def _meet(self, left: Layout, right: Layout) -> list[tuple[Layout, Layout]]:
+        """One step of unification: the pairs of parts that are to be unified in turn."""
         if left.size != right.size:
             raise SizeMismatch(left, right)
         if left == right:
-            return
+            return []
         if isinstance(left, Fixed) or isinstance(right, Fixed):
             fixed, other = (left, right) if isinstance(left, Fixed) else (right, left)
             assert isinstance(fixed, Fixed)
@@ -266,7 +318,8 @@ class Layouts:
         elif isinstance(right, Width):
             self._bind(right, left)
         else:
-            self._align(left, right)
+            return self._align(left, right)
+        return []
 
     def cut(self, layout: Layout, at: Sequence[int]) -> tuple[Layout, ...]:
         """The pieces of an axis between the given positions (ascending, exclusive of 0 and the end).
@@ -312,21 +365,18 @@ class Layouts:
         if isinstance(layout, Width) and width.id in self._hint:
             self._hint.setdefault(layout.id, self._hint[width.id])
 
-    def _align(self, left: Layout, right: Layout) -> None:
-        """Unify two structures at their common refinement, or freeze both."""
+    def _align(self, left: Layout, right: Layout) -> list[tuple[Layout, Layout]]:
+        """The parts of two structures at their common refinement; both are frozen where there is none."""
         try:
             if isinstance(left, Concat) or isinstance(right, Concat):
                 cuts = sorted({*_cuts(left), *_cuts(right)})
-                pairs = zip(self.cut(left, cuts), self.cut(right, cuts), strict=True)
-            else:
-                assert isinstance(left, Product) and isinstance(right, Product)
-                pairs = zip(*self._common_factors(left, right), strict=True)
+                return list(zip(self.cut(left, cuts), self.cut(right, cuts), strict=True))
+            assert isinstance(left, Product) and isinstance(right, Product)
+            return list(zip(*self._common_factors(left, right), strict=True))
         except CannotAlign as clash:
             self.freeze(left, str(clash))
             self.freeze(right, str(clash))
-            return
-        for one, other in pairs:
-            self.unify(one, other)
+            return []
 
     def _common_factors(self, left: Product, right: Product) -> tuple[tuple[Layout, ...], tuple[Layout, ...]]:
         if [factor.size for factor in left.factors] == [factor.size for factor in right.factors]:
@@ -454,8 +504,6 @@ def _common_grid(left: Product, right: Product) -> list[int]:
     sizes = []
     for larger, smaller in itertools.pairwise(ordered):
         if smaller == 0 or larger % smaller:
-            raise CannotAlign(
-                f"rows of {larger} and rows of {smaller} have no common grid in an axis of {left.size}"
-            )
+            raise CannotAlign(f"rows of {larger} and rows of {smaller} have no common grid in an axis of {left.size}")
         sizes.append(larger // smaller)
     return sizes

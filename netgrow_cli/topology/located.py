@@ -13,6 +13,8 @@ from netgrow_cli.topology.graph import Mark
 MOST_NODES = 200_000
 """More values than any spec has: an alias bomb ends here."""
 
+_PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+
 
 @dataclasses.dataclass(frozen=True)
 class Located:
@@ -62,6 +64,8 @@ class _Reader:
         mark = self._mark(node)
         if self._count > MOST_NODES:
             raise SpecError(f"{mark}: more than {MOST_NODES} values; are there aliases of aliases?")
+        if isinstance(node, yaml.CollectionNode) and node.tag not in _PLAIN_TAGS:
+            raise SpecError(f"{mark}: {node.tag} is nothing a spec can hold")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, mark)
         if isinstance(node, yaml.SequenceNode):
@@ -86,9 +90,7 @@ class _Reader:
         try:
             value = self._construct.construct_object(node, deep=True)
         except (yaml.YAMLError, ValueError):
-            raise SpecError(
-                f"{mark}: {node.tag} {str(node.value)[:40]!r} is nothing a spec can hold"
-            ) from None
+            raise SpecError(f"{mark}: {node.tag} {str(node.value)[:40]!r} is nothing a spec can hold") from None
         if value is not None and not isinstance(value, (str, int, float, bool)):
             # Dates and the like are words here.
             return str(node.value)

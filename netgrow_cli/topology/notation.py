@@ -57,9 +57,7 @@ def _tokens(text: str) -> list[str]:
     return tokens
 
 
-def _axes(
-    tokens: list[str], position: int, text: str, width: Callable[[str], Width]
-) -> tuple[list[Layout], int]:
+def _axes(tokens: list[str], position: int, text: str, width: Callable[[str], Width]) -> tuple[list[Layout], int]:
     axes: list[Layout] = []
     while position < len(tokens) and tokens[position] != ")":
         part, position = _term(tokens, position, text, width)

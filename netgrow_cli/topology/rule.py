@@ -139,6 +139,9 @@ def notation(
     count = len(operands) - len(params)
     in_inputs = {letter for operand in operands[:count] for axis in operand.axes for letter in axis}
     in_output = {letter for axis in output.axes for letter in axis}
+    # An axis that one operand has, no other and no output: the operation mixes what stands side by side on it.
+    everywhere = [letter for operand in (*operands, output) for axis in operand.axes for letter in axis]
+    mixed = sorted(letter for letter in in_inputs if everywhere.count(letter) == 1 and letter != "...")
 
     def role(letter: str) -> Role:
         if letter in in_output:
@@ -155,6 +158,10 @@ def notation(
         for name, operand in zip(params, operands[count:], strict=True):
             if name in context.params:
                 _record_uses(context, match, name, operand, role, data)
+        for letter in mixed:
+            if letter not in (effects or {}):
+                why = f"positions, which {context.node.op} {context.node.name} mixes"
+                context.layouts.freeze(match.letters[letter], why)
         for letter, kind in (effects or {}).items():
             axis = _position_of(letter, operands[0], len(context.inputs[0].axes))
             context.effect(kind, match.letters[letter], axis)
@@ -200,9 +207,7 @@ class _Matcher:
             elif pattern[0] in computed:
                 axes.append(Fixed(computed[pattern[0]], "positions"))
             else:
-                axes.append(
-                    self.context.layouts.resolve(product([self.letters[letter] for letter in pattern]))
-                )
+                axes.append(self.context.layouts.resolve(product([self.letters[letter] for letter in pattern])))
         return tuple(axes)
 
     def _axis(self, pattern: tuple[str, ...], axis: Layout, what: str) -> None:
@@ -225,8 +230,7 @@ class _Matcher:
             self.context.layouts.unify(known, layout)
         except SizeMismatch:
             self.context.fail(
-                f"{what} has {layout.size} where {known.size} are expected "
-                f"(axis {letter!r} of {self.context.node.op})"
+                f"{what} has {layout.size} where {known.size} are expected (axis {letter!r} of {self.context.node.op})"
             )
 
     def _grid_sizes(self, pattern: tuple[str, ...], size: int, what: str) -> list[int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from netgrow_cli.checkpoint.types import TensorInfo
@@ -159,9 +159,7 @@ class _Node:
         self.node = node
         self.layouts = solver.layouts
         self.inputs = inputs
-        self.params: Mapping[str, tuple[Layout, ...]] = {
-            role: solver.axes(name) for role, name in node.params.items()
-        }
+        self.params: Mapping[str, tuple[Layout, ...]] = {role: solver.axes(name) for role, name in node.params.items()}
         self._solver = solver
 
     def attr(self, name: str) -> Any:
@@ -224,11 +222,11 @@ class _Solver:
         for node in self.graph.nodes:
             self._values[node.name] = self._apply(node)
         for ref in self.graph.outputs:
+            self._read(ref, None)
             for axis in self._values[ref.node][ref.output].axes:
                 self.layouts.freeze(axis, f"output of the model ({ref})")
-        for _ in self.ties:  # one tie can freeze what another holds, at most so many times
-            for tie in self.ties:
-                self._settle(tie)
+        for tie in self.ties:
+            self._settle(tie)
         return self._result()
 
     def _input(self, given: Input) -> Value:
@@ -236,11 +234,7 @@ class _Solver:
         unit_axis = _unit_axis_of(given)
         for position, item in enumerate(given.shape):
             why = f"input of the model ({given.name})"
-            size = (
-                self.sizes.get(item, PROBE_BATCH if position == 0 else FREE_SIZE)
-                if isinstance(item, str)
-                else item
-            )
+            size = self.sizes.get(item, PROBE_BATCH if position == 0 else FREE_SIZE) if isinstance(item, str) else item
             is_unit = position == unit_axis and isinstance(item, int)
             axes.append(self.layouts.width(size, frozen=why) if is_unit else Fixed(size, why))
         return Value(tuple(axes), unit_axis, "int" in given.dtype)
@@ -250,24 +244,28 @@ class _Solver:
         for param in op.params:
             if param.name not in node.params and not param.optional:
                 _missing_param(node, param.name)
-        inputs = [self._values[ref.node][ref.output] for ref in node.inputs]
+        inputs = [self._read(ref, node) for ref in node.inputs]
         context = _Node(self, node, inputs)
         try:
             values = op.rule(context)
         except SizeMismatch as clash:
             context.fail(f"sizes that must agree do not: {clash}")
         resolve = self.layouts.resolve
-        return tuple(
-            dataclasses.replace(value, axes=tuple(resolve(axis) for axis in value.axes)) for value in values
-        )
+        return tuple(dataclasses.replace(value, axes=tuple(resolve(axis) for axis in value.axes)) for value in values)
+
+    def _read(self, ref: Ref, reader: Node | None) -> Value:
+        outputs = self._values[ref.node]
+        if ref.output >= len(outputs):
+            message = f"reads '{ref}', but {ref.node!r} has {len(outputs)} outputs, counted from 0"
+            if reader is None:
+                raise SpecError(f"{self.graph.origin}: outputs: {message}")
+            raise spec_error(reader, message, "from")
+        return outputs[ref.output]
 
     def _settle(self, tie: Tie) -> None:
         """Sizes tied by code: leaf with leaf stays a tie, anything else that is not alike is frozen."""
         pieces = [self.layouts.resolve(piece) for piece in tie.pieces]
-        if (
-            not all(isinstance(piece, Width) for piece in pieces)
-            and len({_form(piece) for piece in pieces}) > 1
-        ):
+        if not all(isinstance(piece, Width) for piece in pieces) and len({_form(piece) for piece in pieces}) > 1:
             for piece in pieces:
                 self.layouts.freeze(piece, f"{tie.why}, whose parts are built of different widths")
 
@@ -280,8 +278,7 @@ class _Solver:
         effects = tuple(dataclasses.replace(effect, layout=resolve(effect.layout)) for effect in self.effects)
         values = {
             name: tuple(
-                dataclasses.replace(value, axes=tuple(resolve(axis) for axis in value.axes))
-                for value in outputs
+                dataclasses.replace(value, axes=tuple(resolve(axis) for axis in value.axes)) for value in outputs
             )
             for name, outputs in self._values.items()
         }
@@ -325,9 +322,7 @@ def _form(layout: Layout) -> str:
 
 
 def _missing_param(node: Node, param: str) -> NoReturn:
-    raise spec_error(
-        node, f"its {param} is not in the checkpoint (looked for '{node.name}.{param}')", "layer"
-    )
+    raise spec_error(node, f"its {param} is not in the checkpoint (looked for '{node.name}.{param}')", "layer")
 
 
 # -- who uses what, and what it is called ------------------------------------------------------------
@@ -353,6 +348,10 @@ def _describe(
             for axis in value.axes:
                 for leaf in leaves(axis):
                     widths[leaf.id] = leaf
+    seen: dict[int, list[Effect]] = collections.defaultdict(list)
+    for effect in effects:
+        for identity in dict.fromkeys(leaf.id for leaf in leaves(effect.layout)):
+            seen[identity].append(effect)
     names = _Names(graph, layouts, values)
     described = {}
     for identity, width in widths.items():
@@ -365,7 +364,7 @@ def _describe(
             producers=tuple(roles[Role.PRODUCES]),
             consumers=tuple(roles[Role.CONSUMES]),
             per_unit=tuple(roles[Role.PER_UNIT]),
-            effects=tuple(e for e in effects if any(leaf.id == identity for leaf in leaves(e.layout))),
+            effects=tuple(seen[identity]),
         )
     return described
 
@@ -375,44 +374,50 @@ class _Names:
 
     def __init__(self, graph: Graph, layouts: Layouts, values: Mapping[str, tuple[Value, ...]]) -> None:
         self._layouts = layouts
-        self._values = values
-        self._order = [given.name for given in graph.inputs] + [node.name for node in graph.nodes]
-        self._hidden = {node.name for node in graph.nodes if node.hidden}
         self._taken: set[str] = set()
+        self._places = {name: self._in_outputs(outputs) for name, outputs in values.items()}
+        self._first: dict[int, str] = {}
+        hidden = {node.name for node in graph.nodes if node.hidden}
+        for name in (*(given.name for given in graph.inputs), *(node.name for node in graph.nodes)):
+            if name not in hidden:
+                for identity, where in self._places[name].items():
+                    self._first.setdefault(identity, name + where)
 
     def of(self, width: Width, roles: Mapping[Role, Sequence[str]]) -> str:
         """A name for the width that no other has."""
-        makers = [*roles[Role.PRODUCES], *roles[Role.PER_UNIT]]
-        candidates = [*makers, *(name for name in self._order if name not in self._hidden)]
-        for maker in candidates:
-            for value in self._values.get(maker, ()):
-                for axis in (value.axes[value.unit_axis] if value.axes else Fixed(1), *value.axes):
-                    where = self._place(width, axis)
-                    if where is not None:
-                        return self._unique(maker + where)
+        for maker in (*roles[Role.PRODUCES], *roles[Role.PER_UNIT]):
+            where = self._places[maker].get(width.id)
+            if where is not None:
+                return self._unique(maker + where)
+        if width.id in self._first:
+            return self._unique(self._first[width.id])
         readers = [*roles[Role.CONSUMES], *roles[Role.DATA]]
         return self._unique(f"{readers[0]}.in" if readers else f"width{width.id}")
 
-    def _place(self, width: Width, layout: Layout) -> str | None:
-        """Where in a layout a width stands, as a suffix to the layer's name."""
+    def _in_outputs(self, outputs: Sequence[Value]) -> dict[int, str]:
+        """By width, where in a layer's outputs it first stands, as a suffix to the layer's name."""
+        found: dict[int, str] = {}
+        for value in outputs:
+            for axis in (value.axes[value.unit_axis] if value.axes else Fixed(1), *value.axes):
+                for identity, where in self._in_layout(axis):
+                    found.setdefault(identity, where)
+        return found
+
+    def _in_layout(self, layout: Layout) -> Iterator[tuple[int, str]]:
         if isinstance(layout, Width):
-            return "" if layout == width else None
-        if isinstance(layout, Concat):
+            yield layout.id, ""
+        elif isinstance(layout, Concat):
             start = 0
             for part in layout.parts:
-                inner = self._place(width, part)
-                if inner is not None:
-                    return f"[{start}:{start + part.size}]{inner}"
+                for identity, inner in self._in_layout(part):
+                    yield identity, f"[{start}:{start + part.size}]{inner}"
                 start += part.size
-        if isinstance(layout, Product):
-            open_factors = [f for f in layout.factors if not isinstance(f, Fixed)]
+        elif isinstance(layout, Product):
+            grid = sum(not isinstance(factor, Fixed) for factor in layout.factors) > 1
             for position, factor in enumerate(layout.factors):
-                inner = self._place(width, factor)
-                if inner is not None:
-                    if len(open_factors) == 1:
-                        return inner
-                    return f".{self._layouts.hint(width) or position}{inner}"
-        return None
+                hint = self._layouts.hint(factor) if isinstance(factor, Width) else None
+                for identity, inner in self._in_layout(factor):
+                    yield identity, f".{hint or position}{inner}" if grid else inner
 
     def _unique(self, name: str) -> str:
         unique, count = name, 2

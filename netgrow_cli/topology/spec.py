@@ -21,8 +21,9 @@ VERSION = 1
 MOST_BYTES = 16 * 2**20
 _TOP = ("netgrow", "inputs", "layers", "outputs", "dims", "prefix", "key", "ignore")
 _LAYER = ("op", "from", "params", "prefix")
-_SLICE = re.compile(r"^(?P<name>.+?)\[(?:(?P<start>\d*):(?P<stop>\d*)|(?P<index>\d+))\]$")
-_RANGE = re.compile(r"^\s*(\d+)\s*:\s*(\d+)\s*$")
+_SLICE = re.compile(r"^(?P<name>.+?)\[(?:(?P<start>\d{0,12}):(?P<stop>\d{0,12})|(?P<index>\d{1,12}))\]$")
+_RANGE = re.compile(r"^\s*(\d{1,12})\s*:\s*(\d{1,12})\s*$")
+_FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,16 +78,18 @@ def parse_spec(text: str, file: str) -> Spec:
     version = root.value.get("netgrow")
     if version is None:
         raise SpecError(f"{file}:1: not a netgrow spec: it lacks `netgrow: {VERSION}`")
-    if version.value != VERSION:
-        raise SpecError(
-            f"{version.mark}: spec version {version.value!r}; this netgrow reads version {VERSION}"
-        )
+    if version.value != VERSION or not isinstance(version.value, int) or isinstance(version.value, bool):
+        raise SpecError(f"{version.mark}: spec version {version.value!r}; this netgrow reads version {VERSION}")
     for key, kind in (("inputs", dict), ("layers", dict), ("outputs", (list, str))):
         found = root.value.get(key)
         if found is None or not found.value:
             raise SpecError(f"{file}: it lacks `{key}:`")
         if not isinstance(found.value, kind):
             raise SpecError(f"{found.mark}: `{key}:` must be a {'mapping' if kind is dict else 'list'}")
+    for key in ("prefix", "key"):
+        found = root.value.get(key)
+        if found is not None and not isinstance(found.value, str):
+            raise SpecError(f"{found.mark}: `{key}:` must be text, found {found.plain()!r}")
     return Spec(file, text, root)
 
 
@@ -111,6 +114,10 @@ class _Builder:
             self._inputs[name] = _input(name, given)
         layers, ends = expand_blocks(root["layers"], tuple(self._tensors))
         for layer in layers:
+            if _SLICE.match(layer.name) or not layer.name.strip():
+                raise SpecError(f"{layer.mark}: {layer.name!r} is no name for a layer: it reads like a range of one")
+            if layer.name in ends:
+                raise SpecError(f"{layer.mark}: {layer.name!r} is a layer and stands for a block's end")
             if layer.name in self._inputs:
                 raise SpecError(f"{layer.mark}: {layer.name!r} is an input and a layer")
             if layer.name in self._layers:
@@ -146,9 +153,7 @@ class _Builder:
         if len(inputs) < least or (most is not None and len(inputs) > most):
             wanted = f"{least}" if least == most else f"{least} or more"
             hint = "; for a concatenation give ranges: {'0:64': a, '64:96': b}" if op.consumes_axis else ""
-            self._fail(
-                layer, f"it takes {wanted} operand, `from` gives {len(inputs)}{hint}", body["from"].mark
-            )
+            self._fail(layer, f"it takes {wanted} operand, `from` gives {len(inputs)}{hint}", body["from"].mark)
         attrs = self._attrs(layer, op, marks)
         self._nodes[layer.name] = Node(
             name=layer.name,
@@ -163,6 +168,8 @@ class _Builder:
         stated = layer.body.value.get("op")
         if stated is None:
             self._fail(layer, "it lacks `op:`")
+        if not isinstance(stated.value, str):
+            self._fail(layer, f"`op:` must be the name of an operation, found {stated.plain()!r}", stated.mark)
         name = canonical(str(stated.value))
         if name not in OPS:
             close = close_names(str(stated.value))
@@ -183,9 +190,13 @@ class _Builder:
                 hint = f"{_close(key, known)}; it takes {', '.join(known)}"
                 self._fail(layer, f"{op.name} has no setting {key!r}{hint}", layer.body.keys[key])
             value, kinds = item.plain(), op.attrs[name].types
-            if value is not None and (
-                not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)
-            ):
+            if value is None:  # as if it were not there
+                continue
+            if float in kinds:
+                value = _number(value)
+            if name in attrs:
+                self._fail(layer, f"{key}: {name!r} is stated already under another name", layer.body.keys[key])
+            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
                 kind = " or ".join(sorted({k.__name__ for k in kinds} - {"tuple"}))
                 self._fail(layer, f"{key}: {value!r} should be {kind}", item.mark)
             attrs[name] = value
@@ -207,6 +218,8 @@ class _Builder:
     def _params(self, layer: Block, op: Op) -> dict[str, str]:
         stated = layer.body.value.get("params")
         prefix = layer.body.value.get("prefix")
+        if prefix is not None and not isinstance(prefix.value, str):
+            self._fail(layer, f"`prefix:` must be text, found {prefix.plain()!r}", prefix.mark)
         base = f"{layer.name}." if prefix is None else str(prefix.value)
         names = {param.name: base + param.name for param in op.params}
         given: set[str] = set()
@@ -220,8 +233,10 @@ class _Builder:
                 if item.value is None:
                     del names[key]
                     continue
+                if not isinstance(item.value, str):
+                    self._fail(layer, f"params: {key} must name a tensor, found {item.plain()!r}", item.mark)
                 given.add(key)
-                names[key] = str(item.value)
+                names[key] = item.value
         found = {}
         for param in op.params:
             tensor = names.get(param.name)
@@ -268,6 +283,8 @@ class _Builder:
         if op.consumes_axis is not None:
             attrs["axis"] = op.consumes_axis
         name = f"{layer.name}.from"
+        if name in self._layers or name in self._inputs:
+            self._fail(layer, f"the name {name!r} stands for what its ranges join; call that layer otherwise")
         self._nodes[name] = Node(
             name=name,
             op="cat",
@@ -279,9 +296,10 @@ class _Builder:
         return Ref(name)
 
     def _ref(self, item: Located, reader: str, scope: Sequence[str]) -> Ref:
-        if not isinstance(item.value, (str, int)):
+        if not isinstance(item.value, (str, int)):  # (an int is a layer called 1; a bool one called on)
             raise SpecError(f"{item.mark}: {reader!r} should name a layer here, as in 'fc1' or 'fc1[0:32]'")
-        text = str(item.value).strip()
+        written = self._spec.text[item.mark.start : item.mark.end]
+        text = (item.value if isinstance(item.value, str) else written).strip()
         name = self._resolve(text, scope)
         if name is not None:
             return Ref(name)
@@ -290,9 +308,9 @@ class _Builder:
         if match is None or base is None:
             known = (*self._inputs, *self._layers)
             wanted = match["name"] if match else text
-            raise SpecError(
-                f"{item.mark}: {reader!r} reads {wanted!r}, which is no layer{_close(wanted, known)}"
-            )
+            for prefix in scope:
+                wanted = self._ends.get(f"{prefix}.{wanted}", wanted)
+            raise SpecError(f"{item.mark}: {reader!r} reads {wanted!r}, which is no layer{_close(wanted, known)}")
         several = base in self._layers and self._is_multiple(base)
         if match["index"] is not None:
             if not several:
@@ -306,7 +324,8 @@ class _Builder:
         return self._slice(item, base, match)
 
     def _is_multiple(self, name: str) -> bool:
-        stated = self._layers[name].body.value.get("op")
+        body = self._layers[name].body.value
+        stated = body.get("op") if isinstance(body, dict) else None
         op = OPS.get(canonical(str(stated.value))) if stated is not None else None
         return op is not None and op.multiple
 
@@ -317,7 +336,7 @@ class _Builder:
         if name not in self._nodes:
             offset = _inside(self._spec.text, item.mark, f"[{match['start']}:{match['stop']}]")
             marks = {"layer": item.mark}
-            if offset is not None and match["stop"]:
+            if offset is not None:
                 text = f"{match['start']}:{match['stop']}"
                 marks["range"] = Mark(item.mark.file, item.mark.line, offset + 1, offset + 1 + len(text))
             attrs = {"start": start, "stop": stop}
@@ -330,7 +349,7 @@ class _Builder:
         """A range that several layers read is one node; every place that states it is to be rewritten."""
         node = self._nodes[name]
         offset = _inside(self._spec.text, item.mark, f"[{match['start']}:{match['stop']}]")
-        if offset is None or not match["stop"]:
+        if offset is None:
             return
         length = len(f"{match['start']}:{match['stop']}")
         again = sum(key.startswith("range") for key in node.marks)
@@ -366,21 +385,29 @@ def _input(name: str, given: Located) -> Input:
     for item in shape.value:
         ok = isinstance(item.value, str) or (isinstance(item.value, int) and item.value > 0)
         if not ok or isinstance(item.value, bool):
-            raise SpecError(f"{item.mark}: input {name!r}: {item.value!r} is neither a size nor a name")
+            raise SpecError(f"{item.mark}: input {name!r}: {item.plain()!r} is neither a size nor a name")
     for key in settings:
         if key not in ("shape", "dtype", "low", "high"):
             raise SpecError(f"{given.keys[key]}: input {name!r} has shape, dtype, low and high, not {key!r}")
-    plain = {key: item.value for key, item in settings.items() if key != "shape"}
+    plain = {key: _number(item.plain()) for key, item in settings.items() if key != "shape"}
     for key in ("low", "high"):
-        if not isinstance(plain.get(key, 0), (int, float)):
+        if isinstance(plain.get(key), bool) or not isinstance(plain.get(key) or 0, (int, float)):
             raise SpecError(f"{settings[key].mark}: input {name!r}: {key} must be a number")
     dtype = str(plain.get("dtype", "float32"))
     if dtype not in ("float16", "bfloat16", "float32", "float64", "int32", "int64", "uint8", "bool"):
         raise SpecError(f"{settings['dtype'].mark}: input {name!r}: unknown dtype {dtype!r}")
-    if "int" in dtype and "high" not in plain:
+    low, high = plain.get("low"), plain.get("high")
+    if low is not None and high is not None and not low < high:
+        raise SpecError(f"{given.mark}: input {name!r}: low {low} is not below high {high}")
+    if "int" in dtype and high is None:
         raise SpecError(f"{given.mark}: input {name!r} holds integers; say below which: `high: 1000`")
     items = tuple(item.value for item in shape.value)
-    return Input(name, items, dtype, plain.get("low"), plain.get("high"), given.mark)
+    return Input(name, items, dtype, low, high, given.mark)
+
+
+def _number(value: Any) -> Any:
+    """A number such as 1e-5, which YAML 1.1 reads as text for want of a point."""
+    return float(value) if isinstance(value, str) and _FLOAT.match(value) else value
 
 
 def _dims(given: Located | None) -> dict[str, int]:
@@ -390,7 +417,7 @@ def _dims(given: Located | None) -> dict[str, int]:
         raise SpecError(f"{given.mark}: `dims:` must map names to sizes")
     for key, item in given.value.items():
         if not isinstance(item.value, int) or isinstance(item.value, bool) or item.value < 1:
-            raise SpecError(f"{item.mark}: dims: {key} must be a positive number, found {item.value!r}")
+            raise SpecError(f"{item.mark}: dims: {key} must be a positive number, found {item.plain()!r}")
     return {key: item.value for key, item in given.value.items()}
 
 
@@ -398,7 +425,10 @@ def _ignore(given: Located | None) -> tuple[str, ...]:
     if given is None:
         return ()
     items = given.value if isinstance(given.value, list) else [given]
-    return tuple(str(item.value) for item in items)
+    for item in items:
+        if not isinstance(item.value, str):
+            raise SpecError(f"{item.mark}: `ignore:` lists patterns of tensors' names, found {item.plain()!r}")
+    return tuple(item.value for item in items)
 
 
 def _ordered(nodes: Mapping[str, Node], inputs: Mapping[str, Input], file: str) -> tuple[Node, ...]:

@@ -53,7 +53,7 @@ ATTR_ALIASES = {
     "end_dim": ("end",),
     "end": ("stop",),
     "kernel": ("kernel_size",),
-    "size": ("output_size", "sizes", "scale_factor"),
+    "size": ("output_size", "sizes"),
     "split_size": ("sizes",),
     "split_sizes": ("sizes",),
     "order": ("axes",),
@@ -70,11 +70,7 @@ def canonical(name: str) -> str:
     if lower in OPS:
         return lower
     plain = lower.replace("_", "")
-    return (
-        ALIASES.get(lower)
-        or ALIASES.get(plain)
-        or next((op for op in OPS if op.replace("_", "") == plain), name)
-    )
+    return ALIASES.get(lower) or ALIASES.get(plain) or next((op for op in OPS if op.replace("_", "") == plain), name)
 
 
 def close_names(name: str) -> list[str]:

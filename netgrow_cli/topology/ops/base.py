@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from netgrow_cli.topology.graph import Node
-from netgrow_cli.topology.rule import RuleFunction, Value
+from netgrow_cli.topology.rule import Context, RuleFunction, Value
 
 if TYPE_CHECKING:
     import torch
@@ -101,6 +101,25 @@ INTS = (int, list, tuple)
 NUMBER = (int, float)
 BOOL = (bool,)
 TEXT = (str,)
+
+
+def axis_in(context: Context, stated: int, rank: int, name: str) -> int:
+    """A stated axis counted from 0, checked against the number of axes."""
+    if not -rank <= stated < rank:
+        shape = list(context.inputs[0].shape)
+        context.fail(f"{name}: {stated} is no axis of its input {shape}", f"attr:{name}")
+    return stated % rank
+
+
+def spatial(context: Context, name: str, count: int, least: int) -> tuple[int, ...]:
+    """A setting that is one number for all spatial axes or one for each, checked."""
+    stated = context.attr(name)
+    items = list(stated) if isinstance(stated, (list, tuple)) else [stated]
+    wrong = [item for item in items if not isinstance(item, int) or isinstance(item, bool) or item < least]
+    if wrong or len(items) not in (1, count):
+        amount = f"one number, or {count}," if count > 1 else "one number"
+        context.fail(f"{name}: {stated!r} should be {amount} from {least} up", f"attr:{name}")
+    return several(items, count)
 
 
 def several(value: Any, count: int) -> tuple[int, ...]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from netgrow_cli.topology.ops.base import INTS, TEXT, Attr, Call, Op, Param, several
+from netgrow_cli.topology.ops.base import INTS, TEXT, Attr, Call, Op, Param, several, spatial
 from netgrow_cli.topology.rule import Context, RuleFunction, notation
 
 _LETTERS = "xyz"
+_MODES = ("zeros", "reflect", "replicate", "circular")
 _ATTRS = {
     "stride": Attr(1, INTS),
     "padding": Attr(0, (*INTS, str)),
@@ -33,8 +34,7 @@ def _groups(context: Context) -> int:
     reads = weight[1]
     if reads == 0 or channels % reads:
         context.fail(
-            f"its input has {channels} channels; {context.node.params['weight']} {weight} reads {reads} "
-            "in each group",
+            f"its input has {channels} channels; {context.node.params['weight']} {weight} reads {reads} in each group",
             "from",
         )
     groups = channels // reads
@@ -51,21 +51,31 @@ def _groups(context: Context) -> int:
 def padded(context: Context, dims: int, kernel: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
     """What a convolution adds before and after each spatial axis."""
     padding = context.attr("padding")
-    dilation = several(context.attr("dilation"), dims)
+    if padding == "same" and set(spatial(context, "stride", dims, 1)) != {1}:
+        context.fail("padding: 'same' goes with stride 1 only", "attr:padding")
+    if isinstance(padding, str) and padding not in ("same", "valid"):
+        context.fail(f"padding: {padding!r} is neither a number, 'same' nor 'valid'", "attr:padding")
+    if context.attr("padding_mode") not in _MODES:
+        message = f"padding_mode: {context.attr('padding_mode')!r} is none of {', '.join(_MODES)}"
+        context.fail(message, "attr:padding_mode")
+    if not isinstance(padding, str):
+        spatial(context, "padding", dims, 0)
+    return _around(padding, kernel, spatial(context, "dilation", dims, 1))
+
+
+def _around(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> tuple[tuple[int, int], ...]:
     if padding == "valid":
-        return ((0, 0),) * dims
+        return ((0, 0),) * len(kernel)
     if padding == "same":
         total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         return tuple((t // 2, t - t // 2) for t in total)
-    if isinstance(padding, str):
-        context.fail(f"padding: {padding!r} is neither a number, 'same' nor 'valid'", "attr:padding")
-    return tuple((p, p) for p in several(padding, dims))
+    return tuple((p, p) for p in several(padding, len(kernel)))
 
 
 def _computed(dims: int) -> Any:
     def computed(context: Context) -> Mapping[str, int]:
         kernel = tuple(axis.size for axis in context.params["weight"][2:])
-        stride, dilation = several(context.attr("stride"), dims), several(context.attr("dilation"), dims)
+        stride, dilation = (spatial(context, name, dims, 1) for name in ("stride", "dilation"))
         padding = padded(context, dims, kernel)
         sizes = {}
         for n in range(dims):
@@ -79,8 +89,10 @@ def _computed(dims: int) -> Any:
 def _computed_transposed(dims: int) -> Any:
     def computed(context: Context) -> Mapping[str, int]:
         kernel = [axis.size for axis in context.params["weight"][2:]]
-        names = ("stride", "padding", "output_padding", "dilation")
-        stride, padding, more, dilation = (several(context.attr(name), dims) for name in names)
+        stride, dilation = (spatial(context, name, dims, 1) for name in ("stride", "dilation"))
+        padding, more = (spatial(context, name, dims, 0) for name in ("padding", "output_padding"))
+        if any(m >= max(s, d) for m, s, d in zip(more, stride, dilation, strict=True)):
+            context.fail("output_padding must be smaller than stride or dilation", "attr:output_padding")
         sizes = {}
         for n in range(dims):
             extent = context.inputs[0].axes[2 + n].size
@@ -94,13 +106,13 @@ def _computed_transposed(dims: int) -> Any:
 def _positive(context: Context, sizes: dict[str, int]) -> dict[str, int]:
     if any(size < 1 for size in sizes.values()):
         shape = context.inputs[0].shape[2:]
-        context.fail(
-            f"nothing is left of an input of {list(shape)}; check stride, padding and the input's shape"
-        )
+        context.fail(f"nothing is left of an input of {list(shape)}; check stride, padding and the input's shape")
     return sizes
 
 
 def _transposed_groups(context: Context) -> Mapping[str, int]:
+    if context.attr("groups") is not None and context.attr("groups") < 1:
+        context.fail(f"groups: {context.attr('groups')} should be from 1 up", "attr:groups")
     return {"g": context.attr("groups") or 1}
 
 
@@ -117,6 +129,10 @@ def _conv_rule(dims: int) -> RuleFunction:
         data="kernel taps",
     )
 
+    return _of_rank(dims, plain)
+
+
+def _of_rank(dims: int, plain: RuleFunction) -> RuleFunction:
     def rule(context: Context) -> Any:
         if len(context.params["weight"]) != dims + 2:
             shape = [axis.size for axis in context.params["weight"]]
@@ -130,7 +146,7 @@ def _transposed_rule(dims: int) -> RuleFunction:
     space = " ".join(_LETTERS[:dims])
     kernel = " ".join("k" + letter for letter in _LETTERS[:dims])
     after = " ".join(letter + "'" for letter in _LETTERS[:dims])
-    return notation(
+    plain = notation(
         f"b (g i) {space}, (g i) o {kernel}, (g o)? -> b (g o) {after}",
         ("weight", "bias"),
         sizes=_transposed_groups,
@@ -138,6 +154,7 @@ def _transposed_rule(dims: int) -> RuleFunction:
         sites={"g": "groups"},
         data="kernel taps",
     )
+    return _of_rank(dims, plain)
 
 
 def _run(dims: int) -> Any:
@@ -145,8 +162,8 @@ def _run(dims: int) -> Any:
         functional, x, weight = call.functional, call.inputs[0], call.params["weight"]
         padding = call.attrs["padding"]
         if call.attrs["padding_mode"] != "zeros":
-            ahead = several(padding, dims)
-            both = [p for p in reversed(ahead) for _ in range(2)]
+            around = _around(padding, weight.shape[2:], several(call.attrs["dilation"], dims))
+            both = [amount for pair in reversed(around) for amount in pair]
             x, padding = functional.pad(x, both, mode=call.attrs["padding_mode"]), 0
         groups = x.shape[1] // weight.shape[1]
         convolve = getattr(functional, f"conv{dims}d")
@@ -187,6 +204,7 @@ OPS = tuple(
             params=_PARAMS,
             attrs=_ATTRS,
             consumes_axis=1,
+            fresh="zero",
             doc="Convolution; groups follow from the shapes, depthwise is one channel a group.",
         ),
         Op(
@@ -196,6 +214,7 @@ OPS = tuple(
             params=_PARAMS,
             attrs=_TRANSPOSED_ATTRS,
             consumes_axis=1,
+            fresh="zero",
             doc="Transposed convolution; groups must be stated where there are any.",
         ),
     )

@@ -132,7 +132,10 @@ def _prelu(call: Call) -> Any:
 
 def _scale_rule(context: Context) -> tuple[Value, ...]:
     """A learnt vector along the unit axis."""
-    source, (axis,) = context.inputs[0], context.params["weight"]
+    source, weight = context.inputs[0], context.params["weight"]
+    if len(weight) != 1:
+        context.fail(f"its weight {[axis.size for axis in weight]} should have one axis, that of the units")
+    axis = weight[0]
     try:
         context.layouts.unify(source.axes[source.unit_axis], axis)
     except SizeMismatch as clash:
@@ -141,9 +144,7 @@ def _scale_rule(context: Context) -> tuple[Value, ...]:
     return (source,)
 
 
-def _op(
-    name: str, run: Callable[[Call], Any], fresh: Fresh, doc: str, attrs: dict[str, Attr] | None = None
-) -> Op:
+def _op(name: str, run: Callable[[Call], Any], fresh: Fresh, doc: str, attrs: dict[str, Attr] | None = None) -> Op:
     return Op(name=name, rule=_same, run=run, fresh=fresh, attrs=attrs or {}, doc=doc)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from netgrow_cli.topology.ops.base import INT, NUMBER, REQUIRED, Attr, Call, Op, Param
+from netgrow_cli.topology.layout import CannotAlign
+from netgrow_cli.topology.ops.base import INT, NUMBER, REQUIRED, Attr, Call, Op, Param, axis_in
 from netgrow_cli.topology.rule import Context, Value, notation
 
 _GAIN = (Param("weight", "one", optional=True), Param("bias", "zero", optional=True))
@@ -32,6 +33,8 @@ def _over_last(kind: str, names: tuple[str, ...]) -> Any:
     def rule(context: Context) -> tuple[Value, ...]:
         gain = context.params.get(names[0])
         count = len(gain) if gain is not None else context.attr("dims")
+        if not 1 <= count <= min(len(letters), len(context.inputs[0].axes)):
+            context.fail(f"it cannot normalise {count} axes of its input {list(context.inputs[0].shape)}")
         axes = " ".join(letters[:count])
         given = ", ".join(f"{axes}?" for _ in names)
         # Over several axes a unit that carries the mean of the others still adds to the variance.
@@ -48,9 +51,7 @@ def _layer_norm(call: Call) -> Any:
     weight = call.params.get("weight")
     count = weight.dim() if weight is not None else call.attrs["dims"]
     shape = call.inputs[0].shape[-count:]
-    return call.functional.layer_norm(
-        call.inputs[0], shape, weight, call.params.get("bias"), call.attrs["eps"]
-    )
+    return call.functional.layer_norm(call.inputs[0], shape, weight, call.params.get("bias"), call.attrs["eps"])
 
 
 def _rms_norm(call: Call) -> Any:
@@ -61,7 +62,26 @@ def _rms_norm(call: Call) -> Any:
     return out if weight is None else out * (weight + call.attrs["offset"])
 
 
+def _seen_positions(context: Context) -> None:
+    """Axes behind the channels are normalised over too; where they hold units, that is an effect."""
+    for axis, layout in enumerate(context.inputs[0].axes[2:], 2):
+        context.effect(context.node.op, layout, axis)
+
+
+def _need_channels(context: Context) -> None:
+    if len(context.inputs[0].axes) < 2:
+        context.fail(f"it needs an axis of channels behind the batch; its input is {list(context.inputs[0].shape)}")
+
+
+def _instance_norm_rule(context: Context) -> tuple[Value, ...]:
+    names = ("weight", "bias", "running_mean", "running_var")
+    if "running_mean" not in context.params:
+        _seen_positions(context)
+    return notation("b c ..., c?, c?, c?, c? -> b c ...", names)(context)
+
+
 def _group_norm_rule(context: Context) -> tuple[Value, ...]:
+    _need_channels(context)
     channels, groups = context.inputs[0].axes[1].size, context.size(context.attr("groups"))
     if groups < 1 or channels % groups:
         context.fail(f"{channels} channels do not fall into {groups} groups", "attr:groups")
@@ -73,29 +93,29 @@ def _group_norm_rule(context: Context) -> tuple[Value, ...]:
     )
     out = rule(context)
     # What is normalised together: the channels of one group, and all positions.
-    outer = context.layouts.factor(context.inputs[0].axes[1], (groups, channels // groups))
-    context.effect("group_norm", outer[1], 1)
+    try:
+        seen = context.layouts.factor(context.inputs[0].axes[1], (groups, channels // groups))[1]
+    except CannotAlign:  # frozen by now
+        seen = context.inputs[0].axes[1]
+    context.effect("group_norm", seen, 1)
+    _seen_positions(context)
     return out
 
 
 def _group_norm(call: Call) -> Any:
     weight, bias = call.params.get("weight"), call.params.get("bias")
-    return call.functional.group_norm(
-        call.inputs[0], int(call.attrs["groups"]), weight, bias, call.attrs["eps"]
-    )
+    return call.functional.group_norm(call.inputs[0], int(call.attrs["groups"]), weight, bias, call.attrs["eps"])
 
 
 def _instance_norm(call: Call) -> Any:
     p = call.params
     given = p.get("running_mean"), p.get("running_var"), p.get("weight"), p.get("bias")
-    return call.functional.instance_norm(
-        call.inputs[0], *given, "running_mean" not in p, 0.0, call.attrs["eps"]
-    )
+    return call.functional.instance_norm(call.inputs[0], *given, "running_mean" not in p, 0.0, call.attrs["eps"])
 
 
 def _softmax_rule(context: Context) -> tuple[Value, ...]:
     source = context.inputs[0]
-    axis = context.attr("axis") % len(source.axes)
+    axis = axis_in(context, context.attr("axis"), len(source.axes), "axis")
     context.effect("softmax", source.axes[axis], axis)
     return (Value(source.axes, source.unit_axis),)
 
@@ -108,20 +128,19 @@ def _softmax(kind: str) -> Any:
 
 
 def _normalize(call: Call) -> Any:
-    return call.functional.normalize(
-        call.inputs[0], p=call.attrs["p"], dim=call.attrs["axis"], eps=call.attrs["eps"]
-    )
+    return call.functional.normalize(call.inputs[0], p=call.attrs["p"], dim=call.attrs["axis"], eps=call.attrs["eps"])
 
 
 def _normalize_rule(context: Context) -> tuple[Value, ...]:
     source = context.inputs[0]
-    axis = context.attr("axis") % len(source.axes)
+    axis = axis_in(context, context.attr("axis"), len(source.axes), "axis")
     context.effect("normalize", source.axes[axis], axis)
     return (Value(source.axes, source.unit_axis),)
 
 
 def _local_response_rule(context: Context) -> tuple[Value, ...]:
     source = context.inputs[0]
+    _need_channels(context)
     context.layouts.freeze(source.axes[1], "local_response_norm mixes neighbouring channels")
     return (Value(tuple(source.axes), source.unit_axis),)
 
@@ -143,9 +162,7 @@ OPS = (
     ),
     Op(
         name="instance_norm",
-        rule=notation(
-            "b c ..., c?, c?, c?, c? -> b c ...", ("weight", "bias", "running_mean", "running_var")
-        ),
+        rule=_instance_norm_rule,
         run=_instance_norm,
         params=(
             *_GAIN,

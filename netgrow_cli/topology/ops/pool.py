@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from netgrow_cli.topology.layout import Fixed
-from netgrow_cli.topology.ops.base import BOOL, INTS, NUMBER, REQUIRED, TEXT, Attr, Call, Op, several
+from netgrow_cli.topology.ops.base import BOOL, INTS, NUMBER, REQUIRED, TEXT, Attr, Call, Op, several, spatial
 from netgrow_cli.topology.rule import Context, RuleFunction, Value
 
 
@@ -32,10 +32,12 @@ def _need(context: Context, dims: int) -> None:
 def _window_rule(dims: int, dilated: bool) -> RuleFunction:
     def rule(context: Context) -> tuple[Value, ...]:
         _need(context, dims)
-        kernel = several(context.attr("kernel_size"), dims)
-        stride = several(context.attr("stride"), dims) if context.attr("stride") is not None else kernel
-        padding = several(context.attr("padding"), dims)
-        dilation = several(context.attr("dilation"), dims) if dilated else (1,) * dims
+        kernel = spatial(context, "kernel_size", dims, 1)
+        stride = spatial(context, "stride", dims, 1) if context.attr("stride") is not None else kernel
+        padding = spatial(context, "padding", dims, 0)
+        dilation = spatial(context, "dilation", dims, 1) if dilated else (1,) * dims
+        if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
+            context.fail(f"padding: {list(padding)} is more than half of the window {list(kernel)}", "attr:padding")
         sizes = []
         for n in range(dims):
             size = context.inputs[0].axes[n - dims].size + 2 * padding[n]
@@ -61,7 +63,7 @@ def _window(name: str, settings: tuple[str, ...]) -> Callable[[Call], Any]:
 def _adaptive_rule(dims: int) -> RuleFunction:
     def rule(context: Context) -> tuple[Value, ...]:
         _need(context, dims)
-        return _channels_first(context, dims, list(several(context.attr("output_size"), dims)))
+        return _channels_first(context, dims, list(spatial(context, "output_size", dims, 1)))
 
     return rule
 
@@ -75,15 +77,16 @@ def _adaptive(name: str, dims: int) -> Callable[[Call], Any]:
 
 def _upsample_rule(context: Context) -> tuple[Value, ...]:
     dims = len(context.inputs[0].axes) - 2
-    _need(context, max(dims, 1))
-    factor = several(context.attr("scale_factor"), dims)
+    if dims < 1:
+        context.fail(f"it needs positions behind batch and channels; its input is {list(context.inputs[0].shape)}")
+    factor = spatial(context, "scale_factor", dims, 1)
     sizes = [context.inputs[0].axes[2 + n].size * factor[n] for n in range(dims)]
     return _channels_first(context, dims, sizes)
 
 
 def _upsample(call: Call) -> Any:
     align = call.attrs["align_corners"] if call.attrs["mode"] not in ("nearest", "area") else None
-    factor = float(several(call.attrs["scale_factor"], 1)[0])
+    factor = tuple(float(number) for number in several(call.attrs["scale_factor"], call.inputs[0].dim() - 2))
     return call.functional.interpolate(
         call.inputs[0], scale_factor=factor, mode=call.attrs["mode"], align_corners=align
     )
@@ -92,13 +95,14 @@ def _upsample(call: Call) -> Any:
 def _pad_rule(context: Context) -> tuple[Value, ...]:
     amounts = list(context.attr("padding"))
     source, dims = context.inputs[0], len(amounts) // 2
+    if not amounts or len(amounts) % 2 or not all(isinstance(amount, int) for amount in amounts):
+        context.fail(f"padding: {amounts} should be two numbers for each axis, the last axis first", "attr:padding")
     _need(context, dims)
     if (len(source.axes) - dims) <= source.unit_axis:
         context.fail("padding of the units themselves; concatenate instead", "attr:padding")
     # torch counts from the last axis backwards.
     sizes = [
-        source.axes[n - dims].size + amounts[2 * (dims - 1 - n)] + amounts[2 * (dims - 1 - n) + 1]
-        for n in range(dims)
+        source.axes[n - dims].size + amounts[2 * (dims - 1 - n)] + amounts[2 * (dims - 1 - n) + 1] for n in range(dims)
     ]
     return _channels_first(context, dims, sizes)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from netgrow_cli.topology.layout import CannotAlign, Fixed, Layout, SizeMismatch, concat, leaves, product
-from netgrow_cli.topology.ops.base import BOOL, INT, INTS, REQUIRED, Attr, Call, Fresh, Op
+from netgrow_cli.topology.ops.base import BOOL, INT, INTS, REQUIRED, Attr, Call, Fresh, Op, axis_in
 from netgrow_cli.topology.rule import Context, Value
 
 
@@ -17,9 +17,21 @@ def _axis(context: Context, name: str = "axis") -> int:
     source, stated = context.inputs[0], context.attr(name)
     if stated is None:
         return source.unit_axis
-    if not -len(source.axes) <= stated < len(source.axes):
-        context.fail(f"{name}: {stated} is no axis of its input {list(source.shape)}", f"attr:{name}")
-    return int(stated) % len(source.axes)
+    return axis_in(context, stated, len(source.axes), name)
+
+
+def _axes_named(context: Context, stated: Any, count: int | None = None) -> list[int]:
+    """The axes of the setting `axes`, each once."""
+    rank, items = len(context.inputs[0].axes), list(stated) if isinstance(stated, (list, tuple)) else [stated]
+    if not all(isinstance(item, int) and not isinstance(item, bool) for item in items):
+        context.fail(f"axes: {stated!r} should be numbers", "attr:axes")
+    axes = [axis_in(context, item, rank, "axes") for item in items]
+    if len(set(axes)) != len(axes) or (count is not None and len(axes) != count):
+        amount = "each once" if count is None else f"{count} of them, each once"
+        context.fail(
+            f"axes: {stated!r} should be axes of its input {list(context.inputs[0].shape)}, {amount}", "attr:axes"
+        )
+    return axes
 
 
 def _replaced(source: Value, axis: int, layout: Layout) -> Value:
@@ -32,7 +44,9 @@ def _replaced(source: Value, axis: int, layout: Layout) -> Value:
 def _flatten_rule(context: Context) -> tuple[Value, ...]:
     source = context.inputs[0]
     rank = len(source.axes)
-    start, end = context.attr("start") % rank, context.attr("end") % rank
+    start, end = (axis_in(context, context.attr(name), rank, name) for name in ("start", "end"))
+    if start > end:
+        context.fail(f"start {context.attr('start')} is behind end {context.attr('end')}", "attr:start")
     axes = (*source.axes[:start], product(source.axes[start : end + 1]), *source.axes[end + 1 :])
     unit = source.unit_axis
     return (Value(axes, unit if unit < start else max(start, unit - (end - start))),)
@@ -46,6 +60,8 @@ def _target_shape(context: Context) -> list[int]:
     source = context.inputs[0].shape
     sizes: list[int] = []
     for position, item in enumerate(context.attr("shape")):
+        if not isinstance(item, (int, str)) or isinstance(item, bool) or (isinstance(item, int) and item < -1):
+            context.fail(f"shape: {item!r} is neither a size, 0, -1 nor a name from `dims`", "attr:shape")
         if item == 0:
             if position >= len(source):
                 context.fail(f"shape keeps axis {position} (0), its input has {len(source)}", "attr:shape")
@@ -58,17 +74,21 @@ def _target_shape(context: Context) -> list[int]:
     total = math.prod(source)
     if -1 in sizes and known and total % known == 0:
         sizes[sizes.index(-1)] = total // known
-    if math.prod(sizes) != total:
-        context.fail(
-            f"shape {list(context.attr('shape'))} does not hold an input of {list(source)}", "attr:shape"
-        )
+    if math.prod(sizes) != total or total == 0:
+        context.fail(f"shape {list(context.attr('shape'))} does not hold an input of {list(source)}", "attr:shape")
     return sizes
 
 
-def regroup(context: Context, axes: Sequence[Layout], sizes: Sequence[int]) -> tuple[Layout, ...]:
-    """The axes of a reshape: the least blocks of axes with one product on both sides are regrouped."""
+def regroup(
+    context: Context, axes: Sequence[Layout], sizes: Sequence[int], names: Sequence[str | None] | None = None
+) -> tuple[Layout, ...]:
+    """The axes of a reshape: the least blocks of axes with one product on both sides are regrouped.
+
+    names: what the new axes are called, where the spec says (`heads`).
+    """
     result: list[Layout] = []
     ins, outs = list(axes), list(sizes)
+    hints = list(names or [None] * len(outs))
     while ins or outs:
         block, target = ([ins.pop(0)] if ins else []), ([outs.pop(0)] if outs else [])
         while math.prod(axis.size for axis in block) != math.prod(target):
@@ -78,9 +98,11 @@ def regroup(context: Context, axes: Sequence[Layout], sizes: Sequence[int]) -> t
                 target.append(outs.pop(0))
         whole = product(block)
         if not target:
+            context.layouts.freeze(whole, f"a single unit, which reshape {context.node.name} drops the axis of")
             continue
         try:
-            result.extend(context.layouts.factor(whole, target))
+            called, hints = hints[: len(target)], hints[len(target) :]
+            result.extend(context.layouts.factor(whole, target, called))
         except CannotAlign as clash:
             why = f"reshape {context.node.name}: {clash}"
             context.layouts.freeze(whole, why)
@@ -90,9 +112,10 @@ def regroup(context: Context, axes: Sequence[Layout], sizes: Sequence[int]) -> t
 
 def _reshape_rule(context: Context) -> tuple[Value, ...]:
     source, sizes = context.inputs[0], _target_shape(context)
-    axes = regroup(context, source.axes, sizes)
-    for position, item in enumerate(context.attr("shape")):
-        if isinstance(item, int) and item > 0:
+    stated = list(context.attr("shape"))
+    axes = regroup(context, source.axes, sizes, [item if isinstance(item, str) else None for item in stated])
+    for position, item in enumerate(stated):
+        if isinstance(item, str) or item > 0:
             context.site(f"shape[{position}]", axes[position])
     unit = _unit_after(source, axes)
     return (Value(axes, unit),)
@@ -115,18 +138,15 @@ def _reshape(call: Call) -> Any:
 
 
 def _permute_rule(context: Context) -> tuple[Value, ...]:
-    source, order = context.inputs[0], [int(axis) for axis in context.attr("axes")]
-    rank = len(source.axes)
-    if sorted(axis % rank for axis in order) != list(range(rank)):
-        context.fail(f"axes: {order} is no order of the {rank} axes of its input", "attr:axes")
-    places = [axis % rank for axis in order]
+    source = context.inputs[0]
+    places = _axes_named(context, context.attr("axes"), len(source.axes))
     return (Value(tuple(source.axes[axis] for axis in places), places.index(source.unit_axis)),)
 
 
 def _transpose_rule(context: Context) -> tuple[Value, ...]:
     source = context.inputs[0]
     rank = len(source.axes)
-    first, second = (int(axis) % rank for axis in context.attr("axes"))
+    first, second = _axes_named(context, context.attr("axes"), 2)
     order = list(range(rank))
     order[first], order[second] = order[second], order[first]
     return (Value(tuple(source.axes[axis] for axis in order), order.index(source.unit_axis)),)
@@ -134,7 +154,7 @@ def _transpose_rule(context: Context) -> tuple[Value, ...]:
 
 def _unsqueeze_rule(context: Context) -> tuple[Value, ...]:
     source = context.inputs[0]
-    axis = context.attr("axis") % (len(source.axes) + 1)
+    axis = axis_in(context, context.attr("axis"), len(source.axes) + 1, "axis")
     axes = (*source.axes[:axis], Fixed(1, "an axis of size one"), *source.axes[axis:])
     return (Value(axes, source.unit_axis + (axis <= source.unit_axis)),)
 
@@ -209,13 +229,17 @@ def _slice_rule(context: Context) -> tuple[Value, ...]:
     start, stop = context.attr("start") or 0, context.attr("stop")
     stop = size if stop is None else stop
     if not 0 <= start < stop <= size:
-        context.fail(
-            f"the range {start}:{stop} is not inside its source, which has {size} units here", "range"
-        )
+        context.fail(f"the range {start}:{stop} is not inside its source, which has {size} units here", "range")
     cuts = [cut for cut in (start, stop) if 0 < cut < size]
     pieces = list(_pieces(context, axis, cuts))
     lead = [pieces.pop(0)] if start > 0 else []
-    context.site("range", pieces[0], lead)
+    if "attr:start" in context.node.marks or "attr:stop" in context.node.marks:
+        # Stated as two settings of the layer, not as a range in a reference.
+        context.site("start", concat(lead))
+        if context.attr("stop") is not None:
+            context.site("stop", concat([*lead, pieces[0]]))
+    else:
+        context.site("range", pieces[0], lead)
     return (_replaced(source, axis, pieces[0]),)
 
 
@@ -229,17 +253,21 @@ def _split_rule(context: Context) -> tuple[Value, ...]:
     source, axis = context.inputs[0], _axis(context)
     sizes, total = context.attr("sizes"), source.axes[axis].size
     if isinstance(sizes, int):
+        if sizes < 1:
+            context.fail(f"sizes: {sizes} should be from 1 up", "attr:sizes")
         parts = [sizes] * (total // sizes) + ([total % sizes] if total % sizes else [])
     else:
+        if not all(isinstance(size, (int, str)) for size in sizes):
+            context.fail(f"sizes: {sizes!r} should be numbers or names from `dims`", "attr:sizes")
         parts = [context.size(size) for size in sizes]
+        if any(part < 1 for part in parts):
+            context.fail(f"sizes: {parts} should be from 1 up", "attr:sizes")
     if sum(parts) != total:
         context.fail(f"sizes {parts} add up to {sum(parts)}, its input has {total}", "attr:sizes")
     pieces = _pieces(context, axis, [sum(parts[:count]) for count in range(1, len(parts))])
     if isinstance(sizes, int):
         context.site("sizes", pieces[0])
-        context.tie(
-            [piece for piece in pieces if piece.size == sizes], f"split {context.node.name} by one size"
-        )
+        context.tie([piece for piece in pieces if piece.size == sizes], f"split {context.node.name} by one size")
     else:
         for position, piece in enumerate(pieces):
             context.site(f"sizes[{position}]", piece)
@@ -249,7 +277,9 @@ def _split_rule(context: Context) -> tuple[Value, ...]:
 def _chunk_rule(context: Context) -> tuple[Value, ...]:
     source, axis = context.inputs[0], _axis(context)
     count, total = context.attr("chunks"), source.axes[axis].size
-    each = -(-total // count)
+    if count < 1:
+        context.fail(f"chunks: {count} should be from 1 up", "attr:chunks")
+    each = total // count
     if total % count:
         context.fail(f"{total} units do not fall into {count} equal chunks", "attr:chunks")
     pieces = _pieces(context, axis, [each * n for n in range(1, count)])
@@ -284,8 +314,7 @@ def _reduce_axes(context: Context) -> list[int]:
     source, stated = context.inputs[0], context.attr("axes")
     if stated is None:
         return [n for n in range(1, len(source.axes)) if n != source.unit_axis]
-    listed = stated if isinstance(stated, (list, tuple)) else [stated]
-    return sorted(int(axis) % len(source.axes) for axis in listed)
+    return sorted(_axes_named(context, stated))
 
 
 def _reduce_rule(context: Context) -> tuple[Value, ...]:
