@@ -470,9 +470,15 @@ def _following_numbers(
         if site.in_code:
             code.append(CodeChange(_shown(topology, site.node), site.what, before, after, site.source))
     for node, (old, new) in eps.items():
-        spec.append(SpecChange(node, "eps", repr(new)))
+        spec.append(SpecChange(node, "eps", _yaml_float(new)))
         code.append(CodeChange(node, "eps", old, new, topology.graph.node(node).source))
     return tuple(code), tuple(spec)
+
+
+def _yaml_float(value: float) -> str:
+    """A number that YAML 1.1 reads as one: `5e-06` would be a word there."""
+    mantissa, exponent, power = repr(value).partition("e")
+    return f"{mantissa}{'' if '.' in mantissa else '.0'}{exponent}{power}"
 
 
 def _shown(topology: Topology, name: str) -> str:

@@ -1,0 +1,118 @@
+"""What units do on probes: which ones are constant, and with which value, wherever they are read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from netgrow_cli.errors import Refused
+from netgrow_cli.proof.equivalence import torch_dtype
+from netgrow_cli.proof.network import Network
+from netgrow_cli.proof.probes import Probes
+from netgrow_cli.topology.graph import Node
+from netgrow_cli.topology.layout import leaves, occurrences
+from netgrow_cli.topology.rule import Role
+from netgrow_cli.topology.solve import Topology
+
+Spot = tuple[str, int, int]
+"""A node, one of its operands, and an axis of that."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Activity:
+    """What was seen.
+
+    constant: by spot, for each index of the axis whether it never changed over the probes.
+    zero: likewise, whether it was always zero. first: by (node, operand), its value on the first row.
+    """
+
+    topology: Topology
+    probes: Probes
+    constant: Mapping[Spot, Any]
+    zero: Mapping[Spot, Any]
+    first: Mapping[tuple[str, int], Any]
+
+    def dead(self, width: int) -> list[int]:
+        """Units that are constant wherever they are read (a dead ReLU is constantly zero)."""
+        return self._everywhere(width, self.constant)
+
+    def silent(self, width: int) -> list[int]:
+        """Units that are zero wherever they are read."""
+        return self._everywhere(width, self.zero)
+
+    def _everywhere(self, width: int, seen: Mapping[Spot, Any]) -> list[int]:
+        info = self.topology.widths[width]
+        flags = np.ones(info.size, dtype=bool)
+        spots = [spot for spot in seen if _layout_ids(self.topology, spot) & {width}]
+        for spot in spots:
+            for labels in occurrences(_layout(self.topology, spot), width):
+                changing = labels[~seen[spot] & (labels >= 0)]
+                flags[changing] = False
+        return [] if not spots else np.flatnonzero(flags).tolist()
+
+
+def observe(network: Network, widths: Sequence[int], probes: Probes, *, dtype: str) -> Activity:
+    """Watch where these widths are read while the probes run. Raises Refused where a function is not known."""
+    real = torch_dtype(dtype)
+    topology = network.solved()
+    _need_known_functions(topology, widths)
+    spots = _spots(topology, widths)
+    constant: dict[Spot, Any] = {}
+    zero: dict[Spot, Any] = {}
+    first: dict[tuple[str, int], Any] = {}
+
+    def watch(node: Node, operands: Sequence[Any], _: Sequence[Any]) -> None:
+        for spot in spots.get(node.name, ()):
+            value = operands[spot[1]]
+            start = first.setdefault(spot[:2], value[:1].clone())
+            others = [axis for axis in range(value.dim()) if axis != spot[2]]
+            still = (value == start).amin(others).cpu().numpy() if others else (value == start).cpu().numpy()
+            nothing = (value == 0).amin(others).cpu().numpy() if others else (value == 0).cpu().numpy()
+            constant[spot] = constant.get(spot, True) & still
+            zero[spot] = zero.get(spot, True) & nothing
+
+    for sizes, inputs in probes.batches(real, network.device):
+        network.outputs(sizes, inputs, real, watch)
+    return Activity(topology, probes, constant, zero, first)
+
+
+def _spots(topology: Topology, widths: Sequence[int]) -> dict[str, list[Spot]]:
+    """By node, the operands and axes at which it reads one of the widths, as parameters or as a norm does."""
+    wanted = set(widths)
+    reading: dict[str, set[int]] = {}
+    for use in topology.uses:
+        for part, role in use.parts:
+            if role is Role.CONSUMES:
+                reading.setdefault(use.node, set()).update({leaf.id for leaf in leaves(part)} & wanted)
+    for effect in topology.effects:
+        reading.setdefault(effect.node, set()).update({leaf.id for leaf in leaves(effect.layout)} & wanted)
+    spots: dict[str, list[Spot]] = {}
+    for name, ids in reading.items():
+        node = topology.graph.node(name)
+        for operand, ref in enumerate(node.inputs):
+            for axis, layout in enumerate(topology.value(ref).axes):
+                if {leaf.id for leaf in leaves(layout)} & ids:
+                    spots.setdefault(name, []).append((name, operand, axis))
+    return spots
+
+
+def _layout(topology: Topology, spot: Spot) -> Any:
+    ref = topology.graph.node(spot[0]).inputs[spot[1]]
+    return topology.value(ref).axes[spot[2]]
+
+
+def _layout_ids(topology: Topology, spot: Spot) -> set[int]:
+    return {leaf.id for leaf in leaves(_layout(topology, spot))}
+
+
+def _need_known_functions(topology: Topology, widths: Sequence[int]) -> None:
+    """A drafted spec does not know activations; what units do cannot be told through them."""
+    for node in topology.graph.nodes:
+        if node.op == "per_unit":
+            raise Refused(
+                f"which units are dead cannot be told: the function in {node.name!r} is not known, since the spec was "
+                "drafted from names and shapes; name it (`netgrow infer CKPT -o SPEC`, or --activation relu)"
+            )

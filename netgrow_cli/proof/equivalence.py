@@ -1,0 +1,110 @@
+"""Equivalence on probes: two networks, the same inputs, the largest difference of their outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from netgrow_cli.errors import CheckpointError, UsageError
+from netgrow_cli.proof.network import Network
+from netgrow_cli.proof.probes import Probes
+
+EXACT = {"float64": 1e-10, "float32": 1e-4}
+"""Default tolerance, relative to the size of the outputs, by the dtype that is computed with."""
+
+ROUNDED = {"F64": 1e-10, "F32": 1e-5, "F16": 1e-2, "BF16": 5e-2}
+"""Default tolerance where the change itself rounds in the checkpoint's dtype (gains, folded constants)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Equivalence:
+    """How far two networks' outputs are apart.
+
+    max_abs: largest difference; max_rel: the same relative to the largest value of that output.
+    probes: number of rows; origin: "random" or the data's file name; constant: the outputs did not depend on
+    the probes at all, so that they show little.
+    """
+
+    max_abs: float
+    max_rel: float
+    tolerance: float
+    probes: int
+    dtype: str
+    origin: str = "random"
+    constant: bool = False
+
+    @property
+    def equal(self) -> bool:
+        """Whether the difference is within the tolerance."""
+        return self.max_rel <= self.tolerance
+
+    def as_json(self) -> dict[str, Any]:
+        """The `equivalence` object of the command line's JSON."""
+        return {
+            "max_abs": self.max_abs,
+            "max_rel": self.max_rel,
+            "tolerance": self.tolerance,
+            "probes": self.probes,
+            "dtype": self.dtype,
+            "equal": self.equal,
+            "data": self.origin,
+        }
+
+
+def torch_dtype(name: str) -> Any:
+    """The floating dtype to compute with. Raises UsageError."""
+    import torch
+
+    known = {"float64": torch.float64, "float32": torch.float32}
+    if name not in known:
+        raise UsageError(f"--dtype {name}: networks are compared in float64 or float32")
+    return known[name]
+
+
+def compare(old: Network, new: Network, probes: Probes, *, dtype: str, tolerance: float) -> Equivalence:
+    """Run both on the probes. Raises CheckpointError where the old network's outputs are not finite."""
+    real = torch_dtype(dtype)
+    max_abs, rows = 0.0, 0
+    worst: list[float] = []
+    scale: list[float] = []
+    first: list[Any] = []
+    constant = True
+    for sizes, inputs in probes.batches(real, old.device):
+        before = old.outputs(sizes, inputs, real)
+        after = new.outputs(sizes, inputs, real)
+        if not all(bool(tensor.isfinite().all()) for tensor in before if tensor.is_floating_point()):
+            raise CheckpointError(_not_finite(old))
+        for position, (one, other) in enumerate(zip(before, after, strict=True)):
+            if tuple(one.shape) != tuple(other.shape):
+                raise CheckpointError(
+                    f"output {position} has shape {list(one.shape)} before, {list(other.shape)} after"
+                )
+            if position == len(worst):
+                worst.append(0.0)
+                scale.append(0.0)
+                first.append(one[:1])
+            if one.numel():
+                distance = float((one - other).abs().max())
+                worst[position] = max(worst[position], distance if distance == distance else float("inf"))
+                scale[position] = max(scale[position], float(one.abs().max()))
+            constant = constant and bool((one == first[position]).all())
+        rows += len(next(iter(inputs.values())))
+    max_abs = max(worst, default=0.0)
+    ratios = [_ratio(distance, size) for distance, size in zip(worst, scale, strict=True)]
+    return Equivalence(max_abs, max(ratios, default=0.0), tolerance, rows, dtype, probes.origin, constant and rows > 1)
+
+
+def _ratio(distance: float, size: float) -> float:
+    if distance == 0.0:
+        return 0.0
+    return distance / size if size > 0.0 else float("inf")
+
+
+def _not_finite(network: Network) -> str:
+    import torch
+
+    for name in network.infos:
+        tensor = network.read(name)
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            return f"tensor {name!r} holds NaN or infinite values; equivalence cannot be shown (see --no-verify)"
+    return "the network's outputs on the probes are not finite; equivalence cannot be shown"

@@ -1,0 +1,55 @@
+"""A network that can be run: a graph, and where its tensors are read from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from netgrow_cli.checkpoint.types import Checkpoint, TensorInfo
+from netgrow_cli.topology.graph import Graph
+from netgrow_cli.topology.run import Observe, run
+from netgrow_cli.topology.solve import Topology, solve
+
+
+@dataclasses.dataclass
+class Network:
+    """A graph with tensors.
+
+    infos: shapes of its tensors. read: a tensor by name.
+    """
+
+    graph: Graph
+    infos: Mapping[str, TensorInfo]
+    read: Callable[[str], Any]
+    device: str = "cpu"
+    _solved: dict[tuple[tuple[str, int], ...], Topology] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, graph: Graph, checkpoint: Checkpoint, device: str = "cpu") -> Network:
+        """The network in a checkpoint."""
+        return cls(graph, checkpoint.tensors, checkpoint.read, device)
+
+    def solved(self, sizes: Mapping[str, int] | None = None) -> Topology:
+        """Its topology, with the given sizes of named input axes."""
+        key = tuple(sorted((sizes or {}).items()))
+        if key not in self._solved:
+            self._solved[key] = solve(self.graph, self.infos, sizes=sizes)
+        return self._solved[key]
+
+    def outputs(
+        self,
+        sizes: Mapping[str, int],
+        inputs: Mapping[str, Any],
+        dtype: Any,
+        observe: Observe | None = None,
+    ) -> list[Any]:
+        """Its outputs on a batch, without gradients."""
+        import torch
+
+        with torch.no_grad():
+            return run(self.solved(sizes), self._on_device, inputs, dtype=dtype, observe=observe)
+
+    def _on_device(self, name: str) -> Any:
+        tensor = self.read(name)
+        return tensor if self.device == "cpu" else tensor.to(self.device)

@@ -1,0 +1,176 @@
+"""Probes: inputs to compare networks on, random by a seed or the user's own data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from netgrow_cli.errors import UsageError
+from netgrow_cli.topology.graph import Graph, Input
+
+BATCH = 256
+"""Rows that run at once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Probes:
+    """A set of inputs.
+
+    rows: how many. data: by input name, the user's rows; None for random ones. origin: for reports.
+    sizes: what named axes (`batch`, `time`) are, without the batch.
+    """
+
+    graph: Graph
+    rows: int
+    seed: int
+    data: Mapping[str, Any] | None
+    origin: str
+
+    @property
+    def random(self) -> bool:
+        """Whether they are random, not data."""
+        return self.data is None
+
+    def batches(self, dtype: Any, device: str = "cpu") -> Iterator[tuple[dict[str, int], dict[str, Any]]]:
+        """The probes in batches: the sizes of named axes to solve with, and the inputs by name."""
+        fixed = _fixed_batch(self.graph)
+        step = fixed or min(BATCH, self.rows)
+        for number, start in enumerate(range(0, self.rows, step)):
+            count = fixed or min(step, self.rows - start)
+            if self.data is not None and start + count > self.rows:
+                return
+            sizes = self._sizes(count)
+            inputs = {
+                given.name: self._one(given, sizes, start, count, number, dtype).to(device)
+                for given in self.graph.inputs
+            }
+            yield sizes, inputs
+
+    def _sizes(self, count: int) -> dict[str, int]:
+        from netgrow_cli.topology.solve import FREE_SIZE
+
+        sizes: dict[str, int] = {}
+        for given in self.graph.inputs:
+            for position, item in enumerate(given.shape):
+                if isinstance(item, str) and item not in sizes:
+                    size = count if position == 0 else self.graph.dims.get(item, FREE_SIZE)
+                    sizes[item] = size
+            if self.data is not None:
+                actual = self.data[given.name].shape
+                named = zip(given.shape[1:], actual[1:], strict=True)
+                sizes.update({item: size for item, size in named if isinstance(item, str)})
+        return sizes
+
+    def _one(self, given: Input, sizes: Mapping[str, int], start: int, count: int, number: int, dtype: Any) -> Any:
+        if self.data is not None:
+            tensor = self.data[given.name][start : start + count]
+            return tensor.to(dtype) if tensor.is_floating_point() else tensor
+        shape = tuple(sizes[item] if isinstance(item, str) else item for item in given.shape)
+        return _random(given, shape, f"{self.seed}:{given.name}:{number}", dtype)
+
+
+def random_probes(graph: Graph, rows: int, seed: int) -> Probes:
+    """Random probes: normal, or uniform over the range that the spec states for an input."""
+    return Probes(graph, rows, seed, None, "random")
+
+
+def data_probes(graph: Graph, path: Path, rows: int | None) -> Probes:
+    """The user's probes from .npy, .npz, .safetensors, .pt or .csv. Raises UsageError."""
+    arrays = _load(path)
+    inputs = graph.inputs
+    if len(inputs) == 1 and len(arrays) == 1:
+        data = {inputs[0].name: next(iter(arrays.values()))}
+    else:
+        missing = [given.name for given in inputs if given.name not in arrays]
+        if missing:
+            raise UsageError(f"{path}: no array named {missing[0]!r}; it has {', '.join(arrays)}")
+        data = {given.name: arrays[given.name] for given in inputs}
+    lengths = set()
+    for given in inputs:
+        _check_shape(given, data[given.name], path)
+        lengths.add(len(data[given.name]))
+    if len(lengths) > 1:
+        raise UsageError(f"{path}: its arrays have different numbers of rows: {sorted(lengths)}")
+    have = lengths.pop()
+    if have == 0:
+        raise UsageError(f"{path}: it has no rows")
+    return Probes(graph, min(rows or have, have), 0, data, path.name)
+
+
+def _check_shape(given: Input, tensor: Any, path: Path) -> None:
+    shape = tuple(tensor.shape)
+    fits = len(shape) == len(given.shape) and all(
+        isinstance(item, str) or item == size for item, size in zip(given.shape[1:], shape[1:], strict=True)
+    )
+    if not fits:
+        wanted = ", ".join(str(item) for item in given.shape)
+        raise UsageError(f"{path}: input {given.name!r} should be [{wanted}], the file has {list(shape)}")
+    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        raise UsageError(f"{path}: its values for {given.name!r} are not all finite")
+    if tensor.is_floating_point() != ("float" in given.dtype):
+        raise UsageError(f"{path}: input {given.name!r} should be {given.dtype}, the file has {tensor.dtype}")
+
+
+def _load(path: Path) -> dict[str, Any]:
+    import numpy as np
+    import torch
+
+    try:
+        if path.suffix == ".npy":
+            return {"": torch.from_numpy(np.load(path, allow_pickle=False))}
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                return {name: torch.from_numpy(archive[name]) for name in archive.files}
+        if path.suffix == ".csv":
+            table = np.loadtxt(path, delimiter=",", ndmin=2, skiprows=_header_rows(path), dtype=np.float64)
+            return {"": torch.from_numpy(table)}
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return dict(load_file(path))
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: there is no such file of probes") from None
+    except Exception as error:
+        raise UsageError(f"{path}: cannot be read as probes: {str(error).splitlines()[0]}") from None
+    if isinstance(loaded, torch.Tensor):
+        return {"": loaded}
+    if isinstance(loaded, dict) and loaded and all(isinstance(v, torch.Tensor) for v in loaded.values()):
+        return {str(name): tensor for name, tensor in loaded.items()}
+    raise UsageError(f"{path}: probes should be a tensor, or tensors by input name")
+
+
+def _header_rows(path: Path) -> int:
+    with path.open(encoding="utf-8") as file:
+        first = file.readline().split(",")
+    try:
+        [float(cell) for cell in first]
+    except ValueError:
+        return 1
+    return 0
+
+
+def _fixed_batch(graph: Graph) -> int | None:
+    """The batch where a spec states it as a number."""
+    return next((given.shape[0] for given in graph.inputs if isinstance(given.shape[0], int)), None)
+
+
+def _random(given: Input, shape: tuple[int, ...], seed: str, dtype: Any) -> Any:
+    import hashlib
+
+    import numpy as np
+    import torch
+
+    digest = hashlib.sha256(seed.encode()).digest()
+    generator = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
+    if given.dtype == "bool":
+        return torch.from_numpy(generator.integers(0, 2, shape).astype(bool))
+    if "int" in given.dtype:
+        return torch.from_numpy(generator.integers(int(given.low or 0), int(given.high or 1), shape))
+    if given.low is None and given.high is None:
+        return torch.from_numpy(generator.standard_normal(shape)).to(dtype)
+    low = given.low if given.low is not None else min(0.0, given.high or 0.0)
+    high = given.high if given.high is not None else low + 1.0
+    return torch.from_numpy(generator.uniform(low, high, shape)).to(dtype)

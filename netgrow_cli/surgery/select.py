@@ -1,0 +1,157 @@
+"""From what a user names (layers, widths, units) to widths and units of the topology."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import fnmatch
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from netgrow_cli.errors import Refused, UsageError
+from netgrow_cli.topology.layout import Layout, leaves, occurrences
+from netgrow_cli.topology.solve import Topology, WidthInfo
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What was named: the layout of a layer's output (or a width), and its widths that are no literal sizes."""
+
+    name: str
+    layout: Layout
+    widths: tuple[WidthInfo, ...]
+
+
+def targets(topology: Topology, layers: Sequence[str], widths: Sequence[str]) -> tuple[Target, ...]:
+    """The targets of `--layer` (names or globs) and `--width`. Raises UsageError with close matches."""
+    if not layers and not widths:
+        raise UsageError("say what to change: --layer NAME (a glob works), or --width NAME as `inspect` lists them")
+    found: dict[str, Target] = {}
+    for pattern in layers:
+        for name in _layer_names(topology, pattern):
+            value = topology.values[name][0]
+            layout = value.axes[value.unit_axis]
+            found[name] = Target(name, layout, _infos(topology, [layout]))
+    for name in widths:
+        info = topology.by_name(name)
+        if info is None:
+            known = [info.name for info in topology.widths.values()]
+            raise UsageError(f"no width is called {name!r}{_close(name, known)}; `netgrow inspect` lists them")
+        found[name] = Target(name, info.width, (info,))
+    return tuple(found.values())
+
+
+def _layer_names(topology: Topology, pattern: str) -> list[str]:
+    names = [node.name for node in topology.graph.nodes if not node.hidden]
+    if pattern in names:
+        return [pattern]
+    matching = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+    with_params = [name for name in matching if topology.graph.node(name).params]
+    if not matching:
+        shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        raise UsageError(f"no layer is called {pattern!r}{_close(pattern, names)}; there are {shown}")
+    return with_params or matching
+
+
+def _close(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
+
+
+def _infos(topology: Topology, layouts: Iterable[Layout]) -> tuple[WidthInfo, ...]:
+    ids = dict.fromkeys(leaf.id for layout in layouts for leaf in leaves(layout))
+    return tuple(topology.widths[identity] for identity in ids)
+
+
+def single_widths(topology: Topology, chosen: Sequence[Target]) -> tuple[WidthInfo, ...]:
+    """The one width of each target, for changes that count units. Raises UsageError, Refused."""
+    result: dict[int, WidthInfo] = {}
+    for target in chosen:
+        free = [info for info in target.widths if info.frozen is None]
+        if not free:
+            _refuse_frozen(target)
+        if len(target.widths) > 1 and len(free) >= 1 and target.layout != free[0].width:
+            listed = ", ".join(f"--width '{info.name}' ({info.size})" for info in free)
+            raise UsageError(
+                f"the output of {target.name!r} is {topology.text(target.layout)}: several widths; choose one: {listed}"
+            )
+        result[free[0].width.id] = free[0]
+    return tuple(result.values())
+
+
+def free_widths(chosen: Sequence[Target]) -> tuple[WidthInfo, ...]:
+    """All widths of the targets that may change. Raises Refused where a target has none."""
+    result: dict[int, WidthInfo] = {}
+    for target in chosen:
+        free = [info for info in target.widths if info.frozen is None]
+        if not free:
+            _refuse_frozen(target)
+        result.update({info.width.id: info for info in free})
+    return tuple(result.values())
+
+
+def _refuse_frozen(target: Target) -> None:
+    if not target.widths:
+        raise Refused(f"the output of {target.name!r} has no width: its size is fixed")
+    info = target.widths[0]
+    raise Refused(
+        f"{target.name!r} makes {info.name} ({info.size} units), which may not change: {info.frozen}; "
+        "`netgrow inspect` lists the widths that may"
+    )
+
+
+def units_of(topology: Topology, chosen: Sequence[Target], indices: Sequence[int]) -> dict[int, list[int]]:
+    """By width, the units at these indices of each target's output. Raises UsageError."""
+    picked: dict[int, set[int]] = {}
+    for target in chosen:
+        size = target.layout.size
+        wrong = [index for index in indices if not 0 <= index < size]
+        if wrong:
+            raise UsageError(f"--units {wrong[0]}: {target.name!r} has units 0 to {size - 1}")
+        for index in indices:
+            holders = [
+                (info, int(labels[index]))
+                for info in target.widths
+                for labels in occurrences(target.layout, info.width.id)
+                if labels[index] >= 0
+            ]
+            if len({info.width.id for info, _ in holders}) > 1:
+                listed = ", ".join(f"--width '{info.name}' ({info.size})" for info, _ in holders)
+                raise UsageError(
+                    f"index {index} of {target.name!r}, {topology.text(target.layout)}, lies in several widths; "
+                    f"choose one: {listed}"
+                )
+            if not holders:
+                raise Refused(f"index {index} of {target.name!r} belongs to no width: its place is fixed")
+            info, unit = holders[0]
+            if info.frozen is not None:
+                raise Refused(f"{info.name} ({info.size} units) may not change: {info.frozen}")
+            picked.setdefault(info.width.id, set()).add(unit)
+    return {width: sorted(units) for width, units in picked.items()}
+
+
+def size_class(topology: Topology, width: int) -> list[int]:
+    """The widths whose sizes code ties to this one's, itself first."""
+    found = [width]
+    for current in found:
+        for tie in topology.ties:
+            rows = [[leaf.id for leaf in leaves(piece)] for piece in tie.pieces]
+            for column in zip(*rows, strict=False):
+                if current in column:
+                    found.extend(identity for identity in dict.fromkeys(column) if identity not in found)
+    return found
+
+
+def lowest(scores: dict[int, np.ndarray[tuple[int], np.dtype[np.float64]]], count: int) -> dict[int, list[int]]:
+    """The `count` units with the lowest scores over several widths, never all units of one."""
+    ranked = sorted((float(score), width, unit) for width, all_ in scores.items() for unit, score in enumerate(all_))
+    picked: dict[int, list[int]] = {}
+    left = {width: len(all_) - 1 for width, all_ in scores.items()}
+    for _, width, unit in ranked:
+        if sum(map(len, picked.values())) == count:
+            break
+        if left[width] > 0:
+            picked.setdefault(width, []).append(unit)
+            left[width] -= 1
+    return {width: sorted(units) for width, units in picked.items()}

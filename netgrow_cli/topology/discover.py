@@ -1,0 +1,64 @@
+"""Finding the spec of a checkpoint: given, embedded, beside it, or drafted."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from netgrow_cli.checkpoint.types import Checkpoint
+from netgrow_cli.errors import SpecError
+from netgrow_cli.topology.draft import draft_spec
+from netgrow_cli.topology.graph import Graph
+from netgrow_cli.topology.spec import Spec, parse_spec, read_spec
+
+METADATA_SPEC = "netgrow.spec"
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A spec, where it came from, and what was assumed where it was drafted."""
+
+    spec: Spec
+    origin: str
+    assumed: tuple[str, ...] = ()
+
+    def graph(self, checkpoint: Checkpoint) -> Graph:
+        """The graph for a checkpoint. Raises SpecError."""
+        return self.spec.graph(checkpoint.tensors)
+
+
+def spec_paths(checkpoint: Path) -> tuple[Path, ...]:
+    """Where a spec beside a checkpoint may lie, first found first taken."""
+    return (
+        checkpoint.with_name(f"{checkpoint.name}.netgrow.yaml"),
+        checkpoint.with_name(f"{checkpoint.stem}.netgrow.yaml"),
+        checkpoint.with_name("netgrow.yaml"),
+    )
+
+
+def spec_before_opening(path: Path, stated: Path | None) -> Spec | None:
+    """A spec that can be had without opening the checkpoint: given, or beside it."""
+    if stated is not None:
+        return read_spec(stated)
+    return next((read_spec(place) for place in spec_paths(path) if place.is_file()), None)
+
+
+def find_spec(
+    checkpoint: Checkpoint, path: Path, stated: Path | None, *, draft: bool = True, activation: str = "per_unit"
+) -> Found:
+    """The spec, in the designed order: stated, embedded, beside, drafted. Raises SpecError.
+
+    draft: whether names and shapes may be used where nothing else is found.
+    """
+    if stated is not None:
+        return Found(read_spec(stated), str(stated))
+    if METADATA_SPEC in checkpoint.metadata:
+        spec = parse_spec(checkpoint.metadata[METADATA_SPEC], f"{path}#{METADATA_SPEC}")
+        return Found(spec, f"embedded in {path.name}")
+    for place in spec_paths(path):
+        if place.is_file():
+            return Found(read_spec(place), str(place))
+    if not draft:
+        raise SpecError(f"{path}: no spec was given and none lies beside it; pass --spec")
+    drafted = draft_spec(checkpoint.tensors, str(path), activation)
+    return Found(parse_spec(drafted.text, f"{path} (drafted)"), "drafted from names and shapes", drafted.assumed)
