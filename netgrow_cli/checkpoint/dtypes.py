@@ -124,3 +124,10 @@ def torch_form(dtype: str, shape: tuple[int, ...]) -> tuple[torch.dtype, tuple[i
     if packed > 1:
         return theirs, (*shape[:-1], shape[-1] // packed)
     return theirs, shape
+
+
+def has_torch_form(dtype: str, shape: tuple[int, ...]) -> bool:
+    """False where `torch_form` falls back to raw bytes."""
+    import torch
+
+    return dtype == "U8" or torch_form(dtype, shape)[0] != torch.uint8
