@@ -6,11 +6,13 @@ last factor varies fastest; a concatenation inside a grid has parentheses of its
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 
 from netgrow_cli.topology.layout import Concat, Fixed, Layout, Width, concat, product
 
+_DEEPEST = 50
 _TOKEN = re.compile(r"\s*(?:([()+])|([^\s()+]+))")
 
 
@@ -54,6 +56,9 @@ def _tokens(text: str) -> list[str]:
     tokens = [mark or word for mark, word in _TOKEN.findall(text)]
     if "".join(tokens) != "".join(text.split()):
         raise NotationError(f"{text!r} is no layout")
+    depth = itertools.accumulate((token == "(") - (token == ")") for token in tokens)
+    if max(depth, default=0) > _DEEPEST:
+        raise NotationError(f"{text[:40]!r}...: more than {_DEEPEST} parentheses inside each other")
     return tokens
 
 
@@ -80,6 +85,6 @@ def _term(tokens: list[str], position: int, text: str, width: Callable[[str], Wi
         return product(factors), position + 1
     if token in (")", "+", "the end"):
         raise NotationError(f"{text!r}: a name, a number or '(' was expected, found {token}")
-    if token.isdigit():
+    if token.isascii() and token.isdecimal():
         return Fixed(int(token), "a literal size"), position + 1
     return width(token), position + 1
