@@ -265,6 +265,15 @@ def test_blocks_that_changed_differently_stay_apart(tmp_path: Path, capsys: pyte
     assert "model.layers.3.mlp.up_proj.weight " in out
 
 
+def test_names_are_shown_as_they_are_and_never_obeyed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["b.01", "b.02", "b.03", "\x1b[2J", "", "../x"]
+    a = put(tmp_path / "a.safetensors", {name: torch.zeros(2) for name in names})
+    b = put(tmp_path / "b.safetensors", {name: torch.zeros(3) for name in names})
+    diff(a, b)
+    shown = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("~")]
+    assert sorted(shown) == sorted(["b.01", "b.02", "b.03", r"'\x1b[2J'", "''", "../x"])
+
+
 def test_long_differences_are_printed_in_full(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = [f"layer_{chr(97 + i)}{chr(97 + j)}" for i in range(10) for j in range(10)]
     a = put(tmp_path / "a.pt", {name: torch.zeros(2) for name in names})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import mmap
 import pickle
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,8 @@ from netgrow_cli.checkpoint.types import TensorInfo, Writer
 _FOLDER = "archive"
 # torch.save's own, which every torch since 1.6 reads.
 _PROTOCOL = 2
+# Below this many bytes a tensor takes memory; a process may have some ten thousand mappings only.
+_SMALL = 1 << 16
 
 
 # Puts the file's object together from the tensors by name; the second argument turns a DeferredTensor,
@@ -141,6 +144,19 @@ def dressed_as(original: torch.Tensor | None, tensor: torch.Tensor) -> torch.Ten
     return tensor.requires_grad_(original is not None and original.requires_grad)
 
 
+def _without_memory(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of the same dtype, shape and strides, with a storage of its own that takes no memory.
+
+    Pages that are never touched are never given by the system. torch.empty will not do for large tensors: it
+    reuses memory that was touched before.
+    """
+    size = tensor.numel() * tensor.element_size()
+    if size < _SMALL:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+    flat = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
+    return flat.view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
+
+
 def _digest(tensor: torch.Tensor) -> bytes:
     return hashlib.blake2b(as_bytes(tensor)).digest()
 
@@ -164,8 +180,7 @@ class _TorchArchive:
             plain = plain.clone()  # without gaps; channels_last and the like keep their strides
         size = plain.numel() * plain.element_size()
         start = plain.storage_offset() * plain.element_size()
-        # Memory that is never touched is never given by the system, so the stand-in costs nothing.
-        stand_in = torch.empty_strided(plain.shape, plain.stride(), dtype=plain.dtype)
+        stand_in = _without_memory(plain)
         key = self._key(stand_in.untyped_storage())
         self._record(key, storage_bytes(plain.untyped_storage())[start : start + size])
         return stand_in

@@ -101,11 +101,15 @@ def _collapse(rows: Sequence[_Row]) -> list[_Row]:
     for position in reversed(range(max((len(row.parts) for row in rows), default=0))):
         groups: dict[tuple[object, ...], list[_Row]] = {}
         for row in found:
-            numbered = len(row.parts) > position and row.parts[position].isdecimal()
+            numbered = len(row.parts) > position and _is_number(row.parts[position])
             rest = (row.parts[:position], row.parts[position + 1 :]) if numbered else (row.parts,)
             groups.setdefault((*row.kind, *rest), []).append(row)
         found = [row for group in groups.values() for row in _merge(group, position)]
     return found
+
+
+def _is_number(part: str) -> bool:
+    return part.isdecimal() and str(int(part)) == part  # 01 is not 1
 
 
 def _merge(group: Sequence[_Row], position: int) -> Iterable[_Row]:
@@ -162,7 +166,9 @@ def _line(row: _Row, widths: Sequence[int], paint: Paint) -> str:
 
 
 def _name(row: _Row) -> str:
-    return ".".join(row.parts)
+    """The name; quoted where a terminal would take it for something else (a file may say anything)."""
+    name = ".".join(row.parts)
+    return name if name and name.isprintable() else repr(name)
 
 
 def _cell(info: TensorInfo | None, other: TensorInfo | None) -> str:

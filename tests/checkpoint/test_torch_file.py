@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
+import os
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +106,25 @@ def test_everything_but_the_changed_tensors_is_carried_over(tmp_path: Path, new:
     assert after._metadata == before._metadata
     for name, tensor in before.items():
         assert torch.equal(after[name], double(name, tensor))
+
+
+def test_numbers_saved_with_numpy_1_or_2_are_data(tmp_path: Path) -> None:
+    """The module that numpy's scalars name moved; neither name is code to refuse."""
+    path = saved(tmp_path, {"w": torch.ones(1), "best": np.float32(0.5), "history": np.arange(3)})
+    moved = tmp_path / "moved.pt"
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(moved, "w") as new:
+        for record in old.namelist():
+            content = old.read(record)
+            if record.endswith("data.pkl"):
+                here, there = b"cnumpy._core.multiarray", b"cnumpy.core.multiarray"
+                here, there = (here, there) if here in content else (there, here)
+                assert here in content
+                content = content.replace(here, there)
+            new.writestr(record, content)
+    for file in (path, moved):
+        with open_checkpoint(file) as checkpoint:
+            assert checkpoint.tree()["best"] == np.float32(0.5)
+            assert checkpoint.tree()["history"].tolist() == [0, 1, 2]
 
 
 def test_the_original_is_untouched_and_the_result_opens_again(tmp_path: Path) -> None:
@@ -385,6 +407,59 @@ def test_replacing_moments_and_removing_an_optimizer(tmp_path: Path) -> None:
         assert list(result) == [key for key in checkpoint.tree() if key != "history"]
         assert list(dropped) == [key for key in checkpoint.tree() if key != "optimizer"]
         assert checkpoint.tree()["optimizer"]["state"][0] is old
+
+
+def test_large_tensors_of_every_kind_of_strides(tmp_path: Path) -> None:
+    """Large enough for a stand-in without memory."""
+    state = {
+        "plain": torch.randn(200, 300),
+        "last": torch.randn(40, 30, 8, 8).to(memory_format=torch.channels_last),
+        "t": torch.randn(300, 200).t(),
+        "half": torch.randn(300, 200).bfloat16(),
+        "bool": torch.randn(300, 300) > 0,
+        "complex": torch.randn(100, 200, dtype=torch.complex64),
+    }
+    with open_checkpoint(saved(tmp_path, state)) as checkpoint:
+        rewrite(checkpoint, tmp_path / "out.pt", double)
+        rewrite(checkpoint, tmp_path / "cloned.pt", lambda name, tensor: tensor.clone())
+    result = load(tmp_path / "out.pt")
+    assert all(torch.equal(result[name], double(name, tensor)) for name, tensor in state.items())
+    assert same(load(tmp_path / "cloned.pt"), state)
+
+
+MEMORY = """
+import dataclasses, sys, torch
+from pathlib import Path
+from netgrow_cli.checkpoint import open_checkpoint
+
+def in_use():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
+
+with open_checkpoint(Path(sys.argv[1])) as checkpoint:
+    infos = [dataclasses.replace(info, shape=(257, 1024)) for info in checkpoint.tensors.values()]
+    writer = checkpoint.writer(Path(sys.argv[2]), infos)
+    before = most = in_use()
+    for name in checkpoint.tensors:
+        tensor = checkpoint.read(name)
+        writer.write(name, torch.cat([tensor, tensor[:1]]))
+        most = max(most, in_use())
+    writer.finish()
+print(max(most, in_use()) - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell memory in use")
+def test_a_change_of_all_tensors_needs_the_memory_of_one(tmp_path: Path) -> None:
+    """In a process whose allocator gives freed memory back at once, so that only what is held counts."""
+    path = saved(tmp_path, {f"layer{i}": torch.ones(256, 1024) for i in range(40)})  # 40 MB
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, path, tmp_path / "out.pt"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
+    )
+    assert int(done.stdout) < 10_000  # kB
 
 
 def test_one_dict_at_two_places_changes_at_both(tmp_path: Path) -> None:
