@@ -1,0 +1,548 @@
+"""Every operation computes what torch computes, in the shape that was solved for it, in many settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from netgrow_cli.errors import SpecError
+from netgrow_cli.topology.ops import ALIASES, ATTR_ALIASES, OPS, canonical
+from netgrow_cli.topology.rule import Role
+
+from .networks import Network, layer, network, values_of
+
+Tensors = Mapping[str, torch.Tensor]
+Reference = Callable[..., Any]
+
+
+@dataclasses.dataclass
+class Case:
+    """One setting of an operation: shapes, and the torch call that it must equal, of its operands then params."""
+
+    op: str
+    shapes: Sequence[Sequence[int]]
+    reference: Reference
+    attrs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    params: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+    dims: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    positive: bool = False
+    integer: int = 0
+
+    def __str__(self) -> str:
+        stated = " ".join(f"{key}={value}" for key, value in self.attrs.items())
+        return f"{self.op} {' '.join(str(list(shape)) for shape in self.shapes)} {stated}"
+
+
+def case(op: str, shapes: Any, reference: Reference, params: Any = None, **attrs: Any) -> Case:
+    shapes = [shapes] if isinstance(shapes[0], int) else shapes
+    return Case(op, shapes, reference, attrs, params or {})
+
+
+# -- elementwise ---------------------------------------------------------------------------------------
+
+FUNCTIONAL = (
+    "relu relu6 selu silu mish tanh hardtanh hardswish softsign tanhshrink hardshrink softshrink "
+    "sigmoid hardsigmoid logsigmoid gelu leaky_relu elu celu softplus"
+).split()
+UNARY = (
+    "abs neg sign square sqrt sin tan asin atan sinh asinh erf expm1 log1p floor ceil round trunc "
+    "exp exp2 log log2 log10 reciprocal rsqrt cos cosh erfc"
+).split()
+DOMAIN = ("sqrt", "asin", "log1p", "log", "log2", "log10", "reciprocal", "rsqrt")
+DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
+
+CASES = [
+    *(case(name, (3, 4, 5), getattr(F, name)) for name in FUNCTIONAL),
+    *(dataclasses.replace(case(n, (3, 4, 5), getattr(torch, n)), positive=n in DOMAIN) for n in UNARY),
+    *(case(name, (3, 4), lambda x: x, p=0.7) for name in DROPOUTS),
+    case("identity", (3, 4), lambda x: x),
+    case("per_unit", (3, 4), lambda x: x * torch.sigmoid(1.7 * x) + 0.25 * torch.cos(x)),
+    case("gelu", (3, 4), lambda x: F.gelu(x, approximate="tanh"), approximate="tanh"),
+    case("leaky_relu", (3, 4), lambda x: F.leaky_relu(x, 0.2), negative_slope=0.2),
+    case("leaky_relu", (3, 4), lambda x: F.leaky_relu(x, 0.3), slope=0.3),
+    case("elu", (3, 4), lambda x: F.elu(x, 0.5), alpha=0.5),
+    case("celu", (3, 4), lambda x: F.celu(x, 0.5), alpha=0.5),
+    case("softplus", (3, 4), lambda x: F.softplus(x, 2, 1.5), beta=2, threshold=1.5),
+    case("threshold", (3, 4), lambda x: F.threshold(x, 0.1, -2.0), threshold=0.1, value=-2.0),
+    case("rrelu", (3, 4), lambda x: F.rrelu(x, 0.1, 0.3), lower=0.1, upper=0.3),
+    case("clamp", (3, 4), lambda x: x.clamp(-0.5, 0.5), min=-0.5, max=0.5),
+    case("clamp", (3, 4), lambda x: x.clamp(min=0), min=0),
+    case("pow", (3, 4), lambda x: x**3, by=3),
+    case("add", [(3, 4), (3, 4)], lambda x, y: x + y),
+    case("add", [(3, 4), (3, 4), (3, 4)], lambda x, y, z: x + y + z),
+    case("add", (3, 4), lambda x: x + 2.5, by=2.5),
+    case("sub", [(3, 4), (3, 4)], lambda x, y: x - y),
+    case("mul", [(3, 4, 5, 5), (3, 4, 1, 1)], lambda x, y: x * y),
+    case("mul", [(3, 1, 1), (3, 4, 5)], lambda x, y: x * y),
+    case("mul", [(5, 3, 4), (3, 4)], lambda x, y: x * y),
+    case("mul", (3, 4), lambda x: x * 1e-5, scalar=1e-5),
+    case("div", [(3, 4), (3, 4)], lambda x, y: x / y),
+    case("maximum", [(3, 4), (3, 4)], torch.maximum),
+    case("minimum", [(3, 4), (3, 4)], torch.minimum),
+    case("prelu", (3, 4, 5), F.prelu, {"weight": (4,)}),
+    case("prelu", (3, 4, 5), F.prelu, {"weight": (1,)}),
+    case("prelu", (3, 4), F.prelu, {"weight": (4,)}),
+    case("scale", (3, 4, 5), lambda x, w: x * w[:, None], {"weight": (4,)}),
+    # -- layers that mix units -------------------------------------------------------------------------
+    case("linear", (3, 4), F.linear, {"weight": (5, 4), "bias": (5,)}),
+    case("linear", (3, 7, 4), F.linear, {"weight": (5, 4)}),
+    case("linear", (3, 2, 2, 4), F.linear, {"weight": (1, 4), "bias": (1,)}),
+    Case("embedding", [(3, 7)], F.embedding, {}, {"weight": (9, 4)}, integer=9),
+    Case("embedding", [(3,)], F.embedding, {}, {"weight": (9, 4)}, integer=9),
+]
+
+
+def _conv(dims: int, **attrs: Any) -> Reference:
+    def run(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        out, reads = weight.shape[:2]
+        groups = x.shape[1] // reads
+        module = getattr(torch.nn, f"Conv{dims}d")
+        made = module(x.shape[1], out, tuple(weight.shape[2:]), groups=groups, bias=bias is not None, **attrs).double()
+        made.weight.data = weight
+        if bias is not None:
+            made.bias.data = bias
+        return made(x).detach()
+
+    return run
+
+
+def conv_case(shape: Sequence[int], weight: Sequence[int], bias: bool = True, **attrs: Any) -> Case:
+    dims = len(shape) - 2
+    params = {"weight": weight, **({"bias": (weight[0],)} if bias else {})}
+    return case(f"conv{dims}d", shape, _conv(dims, **attrs), params, **attrs)
+
+
+def transposed_case(shape: Sequence[int], weight: Sequence[int], bias: bool = True, **attrs: Any) -> Case:
+    dims = len(shape) - 2
+    params = {"weight": weight, **({"bias": (weight[1] * attrs.get("groups", 1),)} if bias else {})}
+    function = getattr(F, f"conv_transpose{dims}d")
+    return case(f"conv_transpose{dims}d", shape, lambda x, w, b=None: function(x, w, b, **attrs), params, **attrs)
+
+
+MODES = ("zeros", "reflect", "replicate", "circular")
+CASES += [
+    conv_case((3, 4, 9), (6, 4, 3)),
+    conv_case((3, 4, 9), (6, 2, 3), False, stride=2, padding=1, dilation=2),
+    conv_case((3, 4, 9), (8, 1, 4), padding="same"),
+    conv_case((3, 4, 7, 8), (6, 4, 3, 2), stride=[2, 1], padding=[1, 0]),
+    conv_case((3, 4, 7, 8), (6, 4, 3, 4), padding="same", dilation=[2, 1]),
+    conv_case((3, 4, 7, 8), (6, 4, 3, 3), padding="valid", stride=3),
+    conv_case((3, 4, 7, 8), (4, 1, 3, 3), padding=[1]),
+    conv_case((3, 4, 7, 8), (12, 1, 1, 1), False),
+    conv_case((3, 6, 7, 8), (4, 3, 3, 3), False, padding=1),
+    *(conv_case((3, 4, 7, 8), (6, 4, 3, 5), padding=[1, 2], padding_mode=mode, stride=2) for mode in MODES),
+    *(conv_case((3, 4, 7, 8), (6, 4, 4, 2), padding="same", padding_mode=mode) for mode in MODES),
+    conv_case((3, 2, 5, 6, 7), (4, 2, 2, 3, 1), stride=[1, 2, 3], padding=[0, 1, 0]),
+    conv_case((3, 2, 5, 6, 7), (4, 1, 3, 3, 3), padding=1, padding_mode="replicate"),
+    case("conv1d", (3, 4, 9), lambda x, w: F.conv1d(x, w, groups=2), {"weight": (6, 2, 3)}, groups=2),
+    transposed_case((3, 4, 9), (4, 5, 3), stride=2, padding=1, output_padding=1),
+    transposed_case((3, 4, 9), (4, 2, 3), False, groups=2, dilation=2),
+    transposed_case((3, 4, 5, 6), (4, 5, 2, 3), stride=[2, 3], padding=[0, 1], output_padding=[1, 2]),
+    transposed_case((3, 4, 5, 6), (4, 3, 3, 3), groups=2, stride=2),
+    transposed_case((3, 4, 5, 6), (4, 1, 4, 4), False, groups=4, stride=2, padding=1),
+    transposed_case((3, 2, 3, 4, 5), (2, 3, 2, 2, 2), stride=2),
+]
+
+# -- norms ---------------------------------------------------------------------------------------------
+
+STATISTICS = ("weight", "bias", "running_mean", "running_var")
+
+
+def _batch(x, *p, eps=1e-5):
+    given = {4: p, 2: (None, None, *p)}[len(p)]
+    return F.batch_norm(x, given[2], given[3], given[0], given[1], False, 0.0, eps)
+
+
+def _rms(count: int, offset: float = 0.0, eps: float = 1e-6) -> Reference:
+    def run(x: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+        given = None if weight is None else weight + offset
+        return F.rms_norm(x, x.shape[-count:], given, eps)
+
+    return run
+
+
+CASES += [
+    *(
+        case("batch_norm", shape, _batch, dict.fromkeys(STATISTICS, (4,)))
+        for shape in ((3, 4), (3, 4, 5), (3, 4, 5, 6))
+    ),
+    case("batch_norm", (3, 4, 2, 2, 2), _batch, dict.fromkeys(STATISTICS[2:], (4,))),
+    case("batch_norm", (3, 4), lambda *x: _batch(*x, eps=0.1), dict.fromkeys(STATISTICS, (4,)), eps=0.1),
+    case("instance_norm", (3, 4, 5), F.instance_norm),
+    case(
+        "instance_norm",
+        (3, 4, 5, 6),
+        lambda x, w, b: F.instance_norm(x, weight=w, bias=b, eps=1e-3),
+        {"weight": (4,), "bias": (4,)},
+        eps=1e-3,
+    ),
+    case(
+        "instance_norm",
+        (3, 4, 5),
+        lambda x, w, b, m, v: F.instance_norm(x, m, v, w, b, False),
+        dict.fromkeys(STATISTICS, (4,)),
+    ),
+    case("layer_norm", (3, 5, 4), lambda x: F.layer_norm(x, (4,))),
+    case("layer_norm", (3, 4), lambda x, w: F.layer_norm(x, (4,), w), {"weight": (4,)}),
+    case("layer_norm", (3, 4), lambda x, w, b: F.layer_norm(x, (4,), w, b), {"weight": (4,), "bias": (4,)}),
+    case(
+        "layer_norm",
+        (3, 4, 5, 6),
+        lambda x, w, b: F.layer_norm(x, (4, 5, 6), w, b, 1e-3),
+        {"weight": (4, 5, 6), "bias": (4, 5, 6)},
+        eps=1e-3,
+    ),
+    case("layer_norm", (3, 4, 5), lambda x: F.layer_norm(x, (4, 5)), dims=2),
+    case("rms_norm", (3, 5, 4), _rms(1)),
+    case("rms_norm", (3, 5, 4), _rms(1, 1.0), {"weight": (4,)}, offset=1.0),
+    case("rms_norm", (3, 5, 4), _rms(2, 0.0, 0.1), {"weight": (5, 4)}, eps=0.1),
+    case("rms_norm", (3, 5, 4), _rms(2), dims=2),
+    *(
+        case(
+            "group_norm",
+            shape,
+            lambda x, w, b, groups=groups: F.group_norm(x, groups, w, b),
+            {"weight": (6,), "bias": (6,)},
+            groups=groups,
+        )
+        for groups in (1, 2, 3, 6)
+        for shape in ((3, 6), (3, 6, 4), (3, 6, 2, 3))
+        if not (groups == 6 and len(shape) == 2)
+    ),
+    case("group_norm", (3, 6, 4), lambda x: F.group_norm(x, 2, eps=0.1), num_groups=2, eps=0.1),
+    *(
+        case(kind, (3, 4, 5), lambda x, kind=kind, axis=axis: getattr(F, kind)(x, dim=axis), axis=axis)
+        for kind in ("softmax", "log_softmax", "softmin")
+        for axis in (-1, 1, 2)
+    ),
+    case("softmax", (3, 4), lambda x: x.softmax(-1)),
+    case("normalize", (3, 4), F.normalize),
+    case("normalize", (3, 4, 5), lambda x: F.normalize(x, p=1.0, dim=2, eps=0.1), dim=2, p=1.0, eps=0.1),
+    case("local_response_norm", (3, 6, 4, 4), lambda x: F.local_response_norm(x, 3), size=3),
+    case(
+        "local_response_norm",
+        (3, 6, 4, 4),
+        lambda x: F.local_response_norm(x, 2, 0.1, 0.5, 2.0),
+        size=2,
+        alpha=0.1,
+        beta=0.5,
+        k=2.0,
+    ),
+]
+
+# -- pooling and positions -------------------------------------------------------------------------------
+
+SPACES = {1: (11,), 2: (7, 10), 3: (5, 6, 7)}
+WINDOWS = [
+    {"kernel_size": 2},
+    {"kernel_size": 3, "stride": 2, "padding": 1},
+    {"kernel_size": 3, "stride": 2, "ceil_mode": True},
+    {"kernel_size": 2, "stride": 3, "padding": 1, "ceil_mode": True},
+    {"kernel_size": 3, "stride": 1},
+    {"kernel_size": 4, "stride": 3, "padding": 2, "ceil_mode": True},
+]
+for _dims, _space in SPACES.items():
+    for _settings in WINDOWS:
+        for _name, _more in (("max", {"dilation": 1}), ("avg", {"count_include_pad": False})):
+            _function = getattr(F, f"{_name}_pool{_dims}d")
+            for _attrs in (_settings, {**_settings, **_more}):
+                CASES.append(
+                    case(f"{_name}_pool{_dims}d", (3, 4, *_space), lambda x, f=_function, a=_attrs: f(x, **a), **_attrs)
+                )
+    for _name in ("avg", "max"):
+        _function = getattr(F, f"adaptive_{_name}_pool{_dims}d")
+        for _size in (1, 3, list(range(2, 2 + _dims))):
+            CASES.append(
+                case(
+                    f"adaptive_{_name}_pool{_dims}d",
+                    (3, 4, *_space),
+                    lambda x, f=_function, s=_size: f(x, tuple(s) if isinstance(s, list) else s),
+                    output_size=_size,
+                )
+            )
+    CASES.append(
+        case(f"upsample", (3, 4, *_space), lambda x: F.interpolate(x, scale_factor=2.0))  # noqa: F541
+    )
+
+CASES += [
+    case(
+        "max_pool2d",
+        (3, 4, 9, 9),
+        lambda x: F.max_pool2d(x, (3, 2), (1, 2), (1, 0), (2, 1)),
+        kernel_size=[3, 2],
+        stride=[1, 2],
+        padding=[1, 0],
+        dilation=[2, 1],
+    ),
+    case("max_pool1d", (3, 4, 9), lambda x: F.max_pool1d(x, 2), kernel=2),
+    case("upsample", (3, 4, 5, 6), lambda x: F.interpolate(x, scale_factor=(2.0, 3.0)), scale_factor=[2, 3]),
+    case(
+        "upsample",
+        (3, 4, 5, 6),
+        lambda x: F.interpolate(x, scale_factor=3.0, mode="bilinear", align_corners=True),
+        scale_factor=3,
+        mode="bilinear",
+        align_corners=True,
+    ),
+    case("upsample", (3, 4, 5, 6), lambda x: F.interpolate(x, scale_factor=2.0, mode="bicubic"), mode="bicubic"),
+    case("pad", (3, 4, 5, 6), lambda x: F.pad(x, (1, 2)), padding=[1, 2]),
+    case("pad", (3, 4, 5, 6), lambda x: F.pad(x, (1, 2, 0, 3), value=1.5), padding=[1, 2, 0, 3], value=1.5),
+    case("pad", (3, 4, 5, 6), lambda x: F.pad(x, (1, 2, 0, 3), "reflect"), padding=[1, 2, 0, 3], mode="reflect"),
+    case("pad", (3, 4, 5, 6), lambda x: F.pad(x, (-1, 2, 0, -3)), padding=[-1, 2, 0, -3]),
+    # -- axes ------------------------------------------------------------------------------------------
+    case("flatten", (3, 4, 5, 6), lambda x: x.flatten(1)),
+    case("flatten", (3, 4, 5, 6), lambda x: x.flatten(2), start=2),
+    case("flatten", (3, 4, 5, 6), lambda x: x.flatten(0, 1), start_dim=0, end_dim=1),
+    case("flatten", (3, 4, 5, 6), lambda x: x.flatten(1, -2), start=1, end=-2),
+    case("flatten", (3, 4), lambda x: x.flatten(1)),
+    case("reshape", (3, 12), lambda x: x.reshape(3, 3, 4), shape=[0, 3, 4]),
+    case("reshape", (3, 12), lambda x: x.reshape(3, 6, 2), shape=[0, -1, 2]),
+    case("reshape", (3, 4, 6), lambda x: x.reshape(3, 24), shape=[3, -1]),
+    case("reshape", (3, 4, 6), lambda x: x.reshape(3, 8, 3), shape=[0, 8, 3]),
+    case("reshape", (3, 4, 6), lambda x: x.reshape(3, 3, 8), shape=[0, 3, 8]),
+    case("reshape", (3, 4, 6), lambda x: x.reshape(3, 4, 2, 1, 3), shape=[0, 0, 2, 1, -1]),
+    case("reshape", (3, 4, 6), lambda x: x.reshape(12, 6), shape=[-1, 6]),
+    case("reshape", (3, 4, 1), lambda x: x.reshape(3, 4), shape=[3, 4]),
+    case("reshape", (3, 1, 4), lambda x: x.reshape(3, 4, 1, 1), shape=[3, 4, 1, 1]),
+    case("reshape", (3, 1), lambda x: x.reshape(3), shape=[3]),
+    Case("reshape", [(3, 12)], lambda x: x.reshape(3, 3, 4), {"shape": [0, "heads", -1]}, dims={"heads": 3}),
+    case("permute", (3, 4, 5, 6), lambda x: x.permute(0, 2, 3, 1), axes=[0, 2, 3, 1]),
+    case("permute", (3, 4, 5, 6), lambda x: x.permute(0, -1, 1, 2), dims=[0, -1, 1, 2]),
+    case("transpose", (3, 4, 5), lambda x: x.transpose(1, 2)),
+    case("transpose", (3, 4, 5), lambda x: x.transpose(0, -1), axes=[0, -1]),
+    case("unsqueeze", (3, 4), lambda x: x.unsqueeze(-1)),
+    case("unsqueeze", (3, 4), lambda x: x.unsqueeze(1), axis=1),
+    case("unsqueeze", (3, 4), lambda x: x.unsqueeze(0), dim=0),
+    case("squeeze", (3, 4, 1), lambda x: x.squeeze(-1), axis=-1),
+    case("squeeze", (3, 1, 4), lambda x: x.squeeze(1)),
+    case("cat", [(3, 4), (3, 5)], lambda x, y: torch.cat([x, y], 1)),
+    case("cat", [(3, 4, 5), (3, 4, 2)], lambda x, y: torch.cat([x, y], 2), axis=2),
+    case("cat", [(3, 4), (2, 4), (1, 4)], lambda *x: torch.cat(x, 0), dim=0),
+    case("cat", (3, 4), lambda x: x),
+    case("slice", (3, 9), lambda x: x[:, 2:5], start=2, stop=5),
+    case("slice", (3, 9), lambda x: x[:, 2:], start=2),
+    case("slice", (3, 9, 4), lambda x: x[:, :, :3], axis=-1, end=3),
+    case("slice", (3, 9), lambda x: x),
+    case("split", (3, 9), lambda x: x.split([2, 3, 4], 1), sizes=[2, 3, 4]),
+    case("split", (3, 9), lambda x: x.split(4, 1), split_size=4),
+    case("split", (3, 9, 4), lambda x: x.split(2, -1), sizes=2, dim=-1),
+    Case("split", [(3, 9)], lambda x: x.split([3, 6], 1), {"sizes": ["part", 6]}, dims={"part": 3}),
+    case("chunk", (3, 9), lambda x: x.chunk(3, 1), chunks=3),
+    case("chunk", (3, 5, 4), lambda x: x.chunk(2, 2), chunks=2, axis=2),
+    case("glu", (3, 8), lambda x: F.glu(x, 1)),
+    case("glu", (3, 5, 8), lambda x: F.glu(x, -1), axis=-1),
+    *(
+        item
+        for name in ("mean", "sum", "amax", "amin")
+        for item in (
+            case(name, (3, 4, 5, 6), lambda x, f=name: getattr(torch, f)(x, (2, 3))),
+            case(name, (3, 4, 5), lambda x, f=name: getattr(torch, f)(x, (1,), True), axes=1, keepdim=True),
+            case(name, (3, 4, 5), lambda x, f=name: getattr(torch, f)(x, (-1, 1)), dim=[-1, 1]),
+            case(name, (3, 4, 5), lambda x, f=name: getattr(torch, f)(x, (0,)), axes=0),
+            case(name, (3, 4), lambda x: x),
+        )
+    ),
+]
+
+
+def built(item: Case) -> Network:
+    names = [f"x{n}" for n in range(len(item.shapes))]
+    inputs: dict[str, Any] = {name: list(shape) for name, shape in zip(names, item.shapes, strict=True)}
+    if item.integer:
+        inputs = {n: {"shape": shape, "dtype": "int64", "high": item.integer} for n, shape in inputs.items()}
+    node = layer(item.op, names, item.params, **item.attrs)
+    op = OPS[canonical(item.op)]
+    pieces = 1
+    if op.multiple:
+        made = item.reference(torch.zeros(item.shapes[0]))
+        pieces = len(made)
+    outputs = [f"out[{n}]" for n in range(pieces)] if op.multiple else ["out"]
+    net = network({"out": node}, inputs, outputs, dims=item.dims)
+    if item.positive:
+        net.inputs = {name: torch.rand_like(tensor) * 0.9 + 0.05 for name, tensor in net.inputs.items()}
+    return net
+
+
+@pytest.mark.parametrize("item", CASES, ids=str)
+def test_operation_equals_torch(item: Case) -> None:
+    net = built(item)
+    out = values_of(net)["="]  # compares solved and real shapes
+    params = [net.tensors[f"out.{p.name}"] for p in OPS[canonical(item.op)].params if f"out.{p.name}" in net.tensors]
+    wanted = item.reference(*net.inputs.values(), *params)
+    wanted = list(wanted) if isinstance(wanted, tuple) else [wanted]
+    assert len(out) == len(wanted)
+    for one, other in zip(out, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_every_operation_is_here() -> None:
+    assert set(OPS) - {canonical(item.op) for item in CASES} == set()
+
+
+def family(name: str) -> str:
+    """An operation without its number of dimensions."""
+    return re.sub(r"[123]d$", "", name)
+
+
+def test_every_parameter_and_setting_is_here() -> None:
+    """Settings under any name that is accepted; `ranges` belongs to the parser."""
+    for name, op in OPS.items():
+        cases = [item for item in CASES if family(canonical(item.op)) == family(name)]
+        params = {param for item in cases for param in item.params}
+        assert {param.name for param in op.params} <= params, name
+        used = {attr for item in cases for attr in item.attrs}
+        for stated in list(used):
+            used |= {other for other in ATTR_ALIASES.get(stated, ()) if stated not in op.attrs}
+        assert set(op.attrs) - {"ranges", "p"} <= used, name
+
+
+def test_other_names_lead_to_operations() -> None:
+    for other, name in ALIASES.items():
+        assert name in OPS and other not in OPS
+    for stated, name in [
+        ("Conv2d", "conv2d"),
+        ("ReLU", "relu"),
+        ("LeakyReLU", "leaky_relu"),
+        ("BatchNorm2d", "batch_norm"),
+        ("MaxPool2d", "max_pool2d"),
+        ("AdaptiveAvgPool2d", "adaptive_avg_pool2d"),
+        ("ConvTranspose2d", "conv_transpose2d"),
+        ("GELU", "gelu"),
+        ("concat", "cat"),
+        ("LayerNorm", "layer_norm"),
+        ("RMSNorm", "rms_norm"),
+    ]:
+        assert canonical(stated) == name
+
+
+def test_every_attribute_alias_is_of_use() -> None:
+    for stated, others in ATTR_ALIASES.items():
+        for other in others:
+            assert any(other in op.attrs and stated not in op.attrs for op in OPS.values()), (stated, other)
+
+
+# -- settings that make no sense end in an error that names the layer -----------------------------------
+
+WRONG = [
+    (case("conv2d", (3, 4, 5, 5), None, {"weight": (6, 4, 3, 3)}, stride=0), "stride: 0"),
+    (case("conv2d", (3, 4, 5, 5), None, {"weight": (6, 4, 3, 3)}, stride=[1, 2, 3]), "stride: [1, 2, 3]"),
+    (case("conv2d", (3, 4, 5, 5), None, {"weight": (6, 4, 3, 3)}, padding=["a", 1]), "padding: ['a', 1]"),
+    (case("conv2d", (3, 4, 5, 5), None, {"weight": (6, 4, 3, 3)}, padding="some"), "neither a number"),
+    (case("conv2d", (3, 4, 5, 5), None, {"weight": (6, 4, 3, 3)}, padding="same", stride=2), "stride 1 only"),
+    (case("conv2d", (3, 4, 5, 5), None, {"weight": (6, 4, 3, 3)}, padding_mode="mirror"), "padding_mode: 'mirror'"),
+    (case("conv2d", (3, 4, 5, 5), None, {"weight": (6, 4, 7, 3)}), "nothing is left"),
+    (case("conv2d", (3, 5, 5, 5), None, {"weight": (6, 4, 3, 3)}), "5 channels"),
+    (case("conv2d", (3, 4, 5, 5), None, {"weight": (6, 4, 3, 3)}, groups=2), "groups: 2 is stated"),
+    (case("conv2d", (3, 4, 5), None, {"weight": (6, 4, 3, 3)}), "expects 4"),
+    (case("conv2d", (3, 4, 5, 5), None, {"weight": (6, 4, 3)}), "no kernel of 2 dimensions"),
+    (case("conv2d", (3, 4, 5, 5), None, {"weight": (6, 4, 3, 3), "bias": (5,)}), "bias has 5"),
+    (case("conv_transpose2d", (3, 4, 5, 5), None, {"weight": (4, 6, 3)}), "no kernel of 2 dimensions"),
+    (case("conv_transpose2d", (3, 4, 5, 5), None, {"weight": (4, 6, 3, 3)}, groups=3), "multiple of 3"),
+    (case("conv_transpose2d", (3, 4, 5, 5), None, {"weight": (4, 6, 3, 3)}, groups=0), "groups: 0"),
+    (case("conv_transpose2d", (3, 4, 5, 5), None, {"weight": (4, 6, 3, 3)}, output_padding=1), "output_padding"),
+    (case("linear", (3, 4), None, {"weight": (5, 6)}), "weight has 6 where 4 are expected"),
+    (case("linear", (3, 4), None, {"weight": (5, 4, 1)}), "expects 2"),
+    (case("max_pool2d", (3, 4, 5, 5), None, kernel_size=3, padding=2), "more than half"),
+    (case("max_pool2d", (3, 4, 5, 5), None, kernel_size=0), "kernel_size: 0"),
+    (case("max_pool2d", (3, 4, 5, 5), None, kernel_size=[]), "kernel_size: []"),
+    (case("max_pool2d", (3, 4), None, kernel_size=2), "2 axes of positions"),
+    (case("max_pool2d", (3, 4, 5, 5), None, kernel_size=7), "nothing is left"),
+    (case("adaptive_avg_pool2d", (3, 4, 5, 5), None, output_size=[1, 2, 3]), "output_size"),
+    (case("upsample", (3, 4), None), "positions behind"),
+    (case("upsample", (3, 4, 5), None, scale_factor=0), "scale_factor: 0"),
+    (case("pad", (3, 4, 5), None, padding=[1]), "two numbers for each axis"),
+    (case("pad", (3, 4, 5), None, padding=[1, 1, 1, 1]), "padding of the units"),
+    (case("softmax", (3, 4), None, axis=2), "axis: 2 is no axis"),
+    (case("normalize", (3, 4), None, axis=-3), "axis: -3 is no axis"),
+    (case("layer_norm", (3, 4), None, dims=3), "cannot normalise 3 axes"),
+    (case("layer_norm", (3, 4), None, {"weight": (5,)}), "weight has 5"),
+    (case("group_norm", (3, 6, 2), None, groups=4), "do not fall into 4 groups"),
+    (case("group_norm", (3, 6, 2), None, groups="g"), "'g' is neither"),
+    (case("group_norm", (3,), None, groups=1), "axis of channels"),
+    (case("local_response_norm", (3,), None, size=1), "axis of channels"),
+    (case("batch_norm", (3, 4), None, dict.fromkeys(STATISTICS, (5,))), "has 5 where 4"),
+    (case("scale", (3, 4), None, {"weight": (4, 1)}), "one axis"),
+    (case("scale", (3, 4), None, {"weight": (5,)}), "4 units"),
+    (case("flatten", (3, 4, 5), None, start=2, end=1), "behind end"),
+    (case("flatten", (3, 4, 5), None, start=3), "start: 3"),
+    (case("reshape", (3, 4, 5), None, shape=[3, -1, -1]), "only one size"),
+    (case("reshape", (3, 4, 5), None, shape=[3, 19]), "does not hold"),
+    (case("reshape", (3, 4, 5), None, shape=[3, -2, -10]), "-2 is neither"),
+    (case("reshape", (3, 4, 5), None, shape=[3, 2.5, 8]), "2.5 is neither"),
+    (case("reshape", (3, 4, 5), None, shape=[3, [4], 5]), "[4] is neither"),
+    (case("reshape", (3, 4), None, shape=[3, 4, 0]), "keeps axis 2"),
+    (case("reshape", (3, 4), None, shape=[3, "heads", -1]), "'heads' is neither"),
+    (case("permute", (3, 4, 5), None, axes=[0, 1]), "3 of them"),
+    (case("permute", (3, 4, 5), None, axes=[0, 1, 1]), "each once"),
+    (case("permute", (3, 4, 5), None, axes=[0, 1, 3]), "3 is no axis"),
+    (case("permute", (3, 4, 5), None, axes=[0, 1, "c"]), "should be numbers"),
+    (case("transpose", (3, 4, 5), None, axes=[0, 1, 2]), "2 of them"),
+    (case("unsqueeze", (3, 4), None, axis=3), "3 is no axis"),
+    (case("squeeze", (3, 4), None, axis=1), "not of size 1"),
+    (case("cat", [(3, 4), (3, 4, 5)], None), "shapes [3, 4] and [3, 4, 5]"),
+    (case("cat", [(3, 4), (2, 4)], None), "differ at axis 0"),
+    (case("add", [(3, 4), (3, 5)], None), "do not fit"),
+    (case("add", (3, 4), None), "two operands"),
+    (case("add", [(3, 4), (3, 4)], None, by=1), "takes the place"),
+    (case("slice", (3, 9), None, start=5, stop=5), "5:5 is not inside"),
+    (case("slice", (3, 9), None, start=5, stop=10), "which has 9"),
+    (case("split", (3, 9), None, sizes=[2, 3]), "add up to 5"),
+    (case("split", (3, 9), None, sizes=0), "sizes: 0"),
+    (case("split", (3, 9), None, sizes=[-1, 10]), "from 1 up"),
+    (case("split", (3, 9), None, sizes=[2.5, 6.5]), "numbers or names"),
+    (case("chunk", (3, 9), None, chunks=2), "equal chunks"),
+    (case("chunk", (3, 9), None, chunks=0), "chunks: 0"),
+    (case("glu", (3, 9), None), "two halves"),
+    (case("mean", (3, 4, 5), None, axes=[1, 3]), "3 is no axis"),
+    (case("mean", (3, 4, 5), None, axes=[1, -2]), "each once"),
+    (case("mean", (3, 4, 5), None, axes=["c"]), "should be numbers"),
+]
+
+
+@pytest.mark.parametrize(("item", "message"), WRONG, ids=lambda item: str(item))
+def test_settings_that_make_no_sense_are_explained(item: Case, message: str) -> None:
+    item.reference = lambda x: [x]
+    with pytest.raises(SpecError) as caught:
+        built(item)
+    assert message in str(caught.value)
+    assert "test.yaml:1" in str(caught.value) and "'out'" in str(caught.value)
+
+
+# -- roles -----------------------------------------------------------------------------------------------
+
+
+def roles(net: Network, tensor: str) -> list[set[str]]:
+    axes: list[set[str]] = [set() for _ in net.infos[tensor].shape]
+    for use in net.topology.uses:
+        if use.tensor == tensor:
+            axes[use.axis] |= {role.value for part, role in use.parts if part.size > 1}
+    return axes
+
+
+@pytest.mark.parametrize(
+    ("item", "tensor", "wanted"),
+    [
+        (case("linear", (3, 4), None, {"weight": (5, 4), "bias": (5,)}), "weight", ["produces", "consumes"]),
+        (case("linear", (3, 4), None, {"weight": (5, 4), "bias": (5,)}), "bias", ["produces"]),
+        (conv_case((3, 4, 5, 5), (6, 4, 3, 3)), "weight", ["produces", "consumes", "data", "data"]),
+        (conv_case((3, 4, 5, 5), (4, 1, 3, 3)), "weight", ["per unit", "", "data", "data"]),
+        (conv_case((3, 4, 5, 5), (6, 2, 3, 3)), "weight", ["per unit+produces", "consumes", "data", "data"]),
+        (transposed_case((3, 4, 5, 5), (4, 6, 3, 3)), "weight", ["consumes", "produces", "data", "data"]),
+        (case("batch_norm", (3, 4), None, dict.fromkeys(STATISTICS, (4,))), "running_var", ["per unit"]),
+        (case("layer_norm", (3, 4), None, {"weight": (4,), "bias": (4,)}), "bias", ["per unit"]),
+        (Case("embedding", [(3,)], F.embedding, {}, {"weight": (9, 4)}, integer=9), "weight", ["data", "produces"]),
+        (case("prelu", (3, 4), None, {"weight": (4,)}), "weight", ["per unit"]),
+        (case("scale", (3, 4), None, {"weight": (4,)}), "weight", ["per unit"]),
+    ],
+    ids=str,
+)
+def test_roles(item: Case, tensor: str, wanted: list[str]) -> None:
+    found = ["+".join(sorted(axis)) for axis in roles(built(item), f"out.{tensor}")]
+    assert found == wanted
+    assert {role.value for role in Role} >= {name for axis in wanted for name in axis.split("+") if name}
