@@ -83,6 +83,10 @@ CASES = [
     case("mul", [(5, 3, 4), (3, 4)], lambda x, y: x * y),
     case("mul", (3, 4), lambda x: x * 1e-5, scalar=1e-5),
     case("div", [(3, 4), (3, 4)], lambda x, y: x / y),
+    *(
+        case(name, (3, 4), lambda x, f=name: getattr(torch, f)(x, torch.tensor(2.5, dtype=x.dtype)), by=2.5)
+        for name in ("sub", "div", "maximum", "minimum")
+    ),
     case("maximum", [(3, 4), (3, 4)], torch.maximum),
     case("minimum", [(3, 4), (3, 4)], torch.minimum),
     case("prelu", (3, 4, 5), F.prelu, {"weight": (4,)}),

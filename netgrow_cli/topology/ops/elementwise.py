@@ -108,7 +108,9 @@ def _arithmetic(name: str) -> Callable[[Call], Any]:
     def run(call: Call) -> Any:
         operands = list(call.inputs)
         if call.attrs["by"] is not None:
-            operands.append(call.attrs["by"])
+            # (torch's maximum and minimum take no number.)
+            number = call.attrs["by"]
+            operands.append(operands[0].new_tensor(number) if name in ("maximum", "minimum") else number)
         total = operands[0]
         for operand in operands[1:]:
             total = getattr(call.torch, name)(total, operand)
