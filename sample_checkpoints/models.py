@@ -102,7 +102,6 @@ class ActorCritic(nn.Module):
         actions: int = 1,
     ) -> None:
         super().__init__()
-        self.mean_units = mean_units
         trunk = mean_units + std_units
         self.enc_a = nn.Linear(observations, trunk)
         self.enc_b = nn.Linear(observations, enc_b)
@@ -119,7 +118,8 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         act_a, _, act_t = self.hidden(obs)
-        mean = self.mean(act_t[..., : self.mean_units])
-        log_std = self.log_std(act_t[..., self.mean_units :])
+        # The cut is where the heads say, so that the code holds at any width.
+        mean = self.mean(act_t[..., : self.mean.in_features])
+        log_std = self.log_std(act_t[..., self.mean.in_features :])
         value = self.value(act_a + act_t)
         return mean, log_std, value

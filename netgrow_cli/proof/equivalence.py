@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from netgrow_cli.errors import CheckpointError, UsageError
@@ -61,37 +63,61 @@ def torch_dtype(name: str) -> Any:
     return known[name]
 
 
-def compare(old: Network, new: Network, probes: Probes, *, dtype: str, tolerance: float) -> Equivalence:
-    """Run both on the probes. Raises CheckpointError where the old network's outputs are not finite."""
-    real = torch_dtype(dtype)
-    max_abs, rows = 0.0, 0
-    worst: list[float] = []
-    scale: list[float] = []
-    first: list[Any] = []
-    constant = True
-    for sizes, inputs in probes.batches(real, old.device):
-        before = old.outputs(sizes, inputs, real)
-        after = new.outputs(sizes, inputs, real)
-        if not all(bool(tensor.isfinite().all()) for tensor in before if tensor.is_floating_point()):
-            raise CheckpointError(_not_finite(old))
+class Difference:
+    """The running difference of two networks' outputs, output by output."""
+
+    def __init__(self) -> None:
+        self._worst: list[float] = []
+        self._scale: list[float] = []
+        self._first: list[Any] = []
+        self._constant = True
+        self._rows = 0
+
+    def add(self, before: Sequence[Any], after: Sequence[Any]) -> None:
+        """Take one batch of outputs in. Raises CheckpointError where they do not correspond."""
+        if len(before) != len(after):
+            raise CheckpointError(f"one network has {len(before)} outputs, the other {len(after)}")
         for position, (one, other) in enumerate(zip(before, after, strict=True)):
             if tuple(one.shape) != tuple(other.shape):
                 raise CheckpointError(
-                    f"output {position} has shape {list(one.shape)} before, {list(other.shape)} after"
+                    f"output {position} has shape {list(one.shape)} in one network, {list(other.shape)} in the other"
                 )
-            if position == len(worst):
-                worst.append(0.0)
-                scale.append(0.0)
-                first.append(one[:1])
+            if position == len(self._worst):
+                self._worst.append(0.0)
+                self._scale.append(0.0)
+                self._first.append(one[:1])
             if one.numel():
                 distance = float((one - other).abs().max())
-                worst[position] = max(worst[position], distance if distance == distance else float("inf"))
-                scale[position] = max(scale[position], float(one.abs().max()))
-            constant = constant and bool((one == first[position]).all())
-        rows += len(next(iter(inputs.values())))
-    max_abs = max(worst, default=0.0)
-    ratios = [_ratio(distance, size) for distance, size in zip(worst, scale, strict=True)]
-    return Equivalence(max_abs, max(ratios, default=0.0), tolerance, rows, dtype, probes.origin, constant and rows > 1)
+                distance = distance if math.isfinite(distance) else math.inf
+                self._worst[position] = max(self._worst[position], distance)
+                self._scale[position] = max(self._scale[position], float(one.abs().max()))
+            self._constant = self._constant and bool((one == self._first[position]).all())
+        self._rows += len(before[0]) if before and before[0].dim() else 1
+
+    def result(self, tolerance: float, dtype: str, origin: str) -> Equivalence:
+        """What all batches together say."""
+        ratios = [_ratio(distance, size) for distance, size in zip(self._worst, self._scale, strict=True)]
+        return Equivalence(
+            max_abs=max(self._worst, default=0.0),
+            max_rel=max(ratios, default=0.0),
+            tolerance=tolerance,
+            probes=self._rows,
+            dtype=dtype,
+            origin=origin,
+            constant=self._constant and self._rows > 1,
+        )
+
+
+def compare(old: Network, new: Network, probes: Probes, *, dtype: str, tolerance: float) -> Equivalence:
+    """Run both on the probes. Raises CheckpointError where the old network's outputs are not finite."""
+    real = torch_dtype(dtype)
+    difference = Difference()
+    for sizes, inputs in probes.batches(real, old.device):
+        before = old.outputs(sizes, inputs, real)
+        if not all(bool(tensor.isfinite().all()) for tensor in before):
+            raise CheckpointError(_not_finite(old))
+        difference.add(before, new.outputs(sizes, inputs, real))
+    return difference.result(tolerance, dtype, probes.origin)
 
 
 def _ratio(distance: float, size: float) -> float:

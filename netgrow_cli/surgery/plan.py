@@ -153,7 +153,7 @@ def make_plan(
     edits = _tensor_edits(topology, tensors, by_width, sizes, fills, gains)
     code, spec = _following_numbers(topology, sizes, eps)
     lossy = tuple(verdict.why for pairs in verdicts.values() for _, verdict in pairs if verdict.answer == "lossy")
-    rounds = bool(gains) or any(fill == "mean" for fill in fills.values())
+    rounds = bool(gains) or any(fill == "mean" for fill in fills.values()) or any(c.absorbed for c in changes)
     return Plan(tuple(changes), edits, sizes, code, spec, rounds, lossy)
 
 

@@ -287,6 +287,14 @@ class Layouts:
         for leaf in leaves(self.resolve(layout)):
             self._frozen.setdefault(leaf.id, why)
 
+    def fix(self, layout: Layout, why: str) -> None:
+        """These indices are data: an axis of which nothing else is known becomes a literal size."""
+        layout = self.resolve(layout)
+        if isinstance(layout, Width):
+            self._bound[layout.id] = Fixed(layout.size, why)
+        else:
+            self.freeze(layout, why)
+
     def unify(self, left: Layout, right: Layout) -> None:
         """Make two axes one: from now on they hold the same units in the same order.
 

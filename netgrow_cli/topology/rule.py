@@ -264,10 +264,12 @@ def _record_uses(
         letters = pattern or ()
         for letter in letters:
             if role(letter) is Role.DATA:
-                context.layouts.freeze(match.letters[letter], data)
+                context.layouts.fix(match.letters[letter], data)
+            elif isinstance(known := context.layouts.resolve(match.letters[letter]), Fixed) and len(letters) == 1:
+                context.layouts.fix(axes[position], known.why)
         parts = [(match.letters[letter], role(letter)) for letter in letters]
         if not letters:
-            context.layouts.freeze(axes[position], data)
+            context.layouts.fix(axes[position], data)
             parts = [(axes[position], Role.DATA)]
         context.use(name, position, parts)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import fnmatch
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -299,7 +300,7 @@ class _Solver:
                 for site in self.sites
             ),
             ties=tuple(Tie(tuple(map(resolve, tie.pieces)), tie.why) for tie in self.ties),
-            widths=_describe(self.graph, self.layouts, values, uses, effects),
+            widths=_describe(self.graph, self.layouts, values, tensors, uses, effects),
             unclaimed=tuple(name for name in self.infos if self._is_unclaimed(name)),
         )
 
@@ -332,6 +333,7 @@ def _describe(
     graph: Graph,
     layouts: Layouts,
     values: Mapping[str, tuple[Value, ...]],
+    tensors: Mapping[str, tuple[Layout, ...]],
     uses: Iterable[AxisUse],
     effects: Iterable[Effect],
 ) -> dict[int, WidthInfo]:
@@ -343,11 +345,10 @@ def _describe(
                 widths[leaf.id] = leaf
                 if use.node not in users[leaf.id][role]:
                     users[leaf.id][role].append(use.node)
-    for outputs in values.values():
-        for value in outputs:
-            for axis in value.axes:
-                for leaf in leaves(axis):
-                    widths[leaf.id] = leaf
+    held = [value.axes for outputs in values.values() for value in outputs]
+    for axis in itertools.chain(*held, *tensors.values()):
+        for leaf in leaves(axis):
+            widths[leaf.id] = leaf
     seen: dict[int, list[Effect]] = collections.defaultdict(list)
     for effect in effects:
         for identity in dict.fromkeys(leaf.id for leaf in leaves(effect.layout)):

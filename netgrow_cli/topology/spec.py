@@ -190,7 +190,7 @@ class _Builder:
                 hint = f"{_close(key, known)}; it takes {', '.join(known)}"
                 self._fail(layer, f"{op.name} has no setting {key!r}{hint}", layer.body.keys[key])
             kinds = op.attrs[name].types
-            value = _number(item.plain()) if float in kinds else item.plain()
+            value = item.plain()
             if value is None:  # as if it were not there
                 continue
             if float in kinds:
@@ -370,14 +370,6 @@ class _Builder:
     @staticmethod
     def _fail(layer: Block, message: str, mark: Mark | None = None) -> NoReturn:
         raise SpecError(f"{mark or layer.mark}: layer {layer.name!r}: {message}")
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 takes `1e-5` for a word; here it is the number it looks like."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
 
 
 def _inside(text: str, mark: Mark, part: str) -> int | None:

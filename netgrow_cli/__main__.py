@@ -1,0 +1,5 @@
+"""`python -m netgrow_cli`."""
+
+from netgrow_cli.cli import main
+
+main()

@@ -1,0 +1,113 @@
+"""The Python API: the commands as typed functions. Paths in, reports out; errors are `NetgrowError`s."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from netgrow_cli.fitting import fit
+from netgrow_cli.job import Options, Report, change
+from netgrow_cli.surgery.change import DEFAULT_NOISE, Init
+from netgrow_cli.surgery.growing import expanding, splitting
+from netgrow_cli.surgery.shrinking import pruning, recycling
+
+Names = str | Sequence[str]
+
+
+def _list(names: Names | None) -> list[str]:
+    return [] if names is None else [names] if isinstance(names, str) else list(names)
+
+
+def _options(given: dict[str, Any]) -> Options:
+    """Keyword options as `Options`; paths may be text."""
+    known = {field.name for field in dataclasses.fields(Options)}
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise TypeError(f"unknown option {unknown[0]!r}; there are {', '.join(sorted(known))}")
+    for key in ("spec", "output", "probe_data"):
+        if isinstance(given.get(key), str):
+            given[key] = Path(given[key])
+    return Options(**given)
+
+
+def expand(
+    path: str | Path,
+    *,
+    layer: Names | None = None,
+    width: Names | None = None,
+    add: int | None = None,
+    to: int | None = None,
+    times: float | None = None,
+    init: Init = "match",
+    **options: Any,
+) -> Report:
+    """Fresh units: random incoming weights, zero outgoing ones; the function stays. See `job.Options`."""
+    select = expanding(_list(layer), _list(width), add=add, to=to, times=times, init=init)
+    return change(Path(path), "expand", select, _options(options))
+
+
+def split(
+    path: str | Path,
+    *,
+    layer: Names | None = None,
+    width: Names | None = None,
+    units: Sequence[int] | None = None,
+    every: bool = False,
+    top: int | None = None,
+    above: float | None = None,
+    by: str = "weight",
+    noise: float = DEFAULT_NOISE,
+    ways: int = 2,
+    **options: Any,
+) -> Report:
+    """Units become several that share their outgoing weights, with noise that cancels; the function stays."""
+    select = splitting(
+        _list(layer), _list(width), units=units, every=every, top=top, above=above, by=by, noise=noise, ways=ways
+    )
+    return change(Path(path), "split", select, _options(options))
+
+
+def prune(
+    path: str | Path,
+    *,
+    layer: Names | None = None,
+    width: Names | None = None,
+    units: Sequence[int] | None = None,
+    lowest: int | None = None,
+    fraction: float | None = None,
+    below: float | None = None,
+    dead: bool = False,
+    duplicates: bool = False,
+    by: str = "weight",
+    **options: Any,
+) -> Report:
+    """Units go; exact for dead units and duplicates, else it needs `allow_drift`."""
+    select = pruning(
+        _list(layer),
+        _list(width),
+        units=units,
+        lowest_count=lowest,
+        fraction=fraction,
+        below=below,
+        dead=dead,
+        duplicates=duplicates,
+        by=by,
+    )
+    return change(Path(path), "prune", select, _options(options))
+
+
+def recycle(
+    path: str | Path,
+    *,
+    layer: Names | None = None,
+    width: Names | None = None,
+    noise: float = DEFAULT_NOISE,
+    **options: Any,
+) -> Report:
+    """Dead units become copies of live ones, which share their outgoing weights with them; same shape."""
+    return change(Path(path), "recycle", recycling(_list(layer), _list(width), noise=noise), _options(options))
+
+
+__all__ = ["expand", "fit", "prune", "recycle", "split"]

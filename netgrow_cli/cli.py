@@ -1,0 +1,117 @@
+"""The command line: one file a command under `commands/`; here they are put together, and errors become exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from netgrow_cli.commands import check, expand, infer, inspect, prune, recycle, split, verify
+from netgrow_cli.commands.common import given
+from netgrow_cli.errors import NetgrowError
+
+app = typer.Typer(
+    name="netgrow",
+    help="Change the width of trained networks offline, proven equal.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+INTERRUPTED = 130
+
+
+def _add(command: Callable[..., int]) -> None:
+    app.command(command.__name__)(command)
+
+
+@app.command("diff")
+def _diff(
+    a: Annotated[str, typer.Argument(metavar="A")],
+    b: Annotated[str, typer.Argument(metavar="B")],
+    values: Annotated[bool, given("--values", "Compare values too.")] = False,
+    as_json: Annotated[bool, given("--json", "One JSON object on standard output.")] = False,
+    key: Annotated[str | None, given("--key", "Where the state dict lies in the checkpoints.")] = None,
+) -> int:
+    """Layer shapes of two checkpoints side by side; exit 0 the same, 1 different."""
+    from netgrow_cli.commands.diff import diff
+
+    return diff(a, b, values, as_json, key=key)
+
+
+@app.command("convert")
+def _convert(
+    ckpt: Annotated[str, typer.Argument(metavar="CKPT")],
+    output: Annotated[str, given(("-o", "--output"), "The new file; its ending says the format.")],
+    force: Annotated[bool, given("--force", "Replace an output that exists.")] = False,
+    as_json: Annotated[bool, given("--json", "One JSON object on standard output.")] = False,
+    key: Annotated[str | None, given("--key", "Where the state dict lies in the checkpoint.")] = None,
+) -> int:
+    """Convert between .pt and .safetensors."""
+    from netgrow_cli.commands.convert import convert
+
+    return convert(ckpt, output, force, as_json, key=key)
+
+
+for _command in (
+    inspect.inspect,
+    check.check,
+    infer.infer,
+    expand.expand,
+    split.split,
+    prune.prune,
+    recycle.recycle,
+    verify.verify,
+):
+    _add(_command)
+
+
+def main() -> None:
+    """The entry point: run, and turn every error into one line and its exit code."""
+    try:
+        code: Any = app(standalone_mode=False)
+    except NetgrowError as error:
+        _complain(str(error))
+        code = error.exit_code
+    except KeyboardInterrupt:
+        _complain("interrupted; nothing was written")
+        code = INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone; there is nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except (OSError, MemoryError, RuntimeError) as error:
+        if os.environ.get("NETGROW_DEBUG"):
+            raise
+        _complain(f"{type(error).__name__}: {_first_line(error)} (NETGROW_DEBUG=1 shows where)")
+        code = 2
+    except Exception as error:
+        code = _usage(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage(error: Exception) -> int:
+    """Errors of the argument parser say what is wrong themselves; anything else is a bug of ours."""
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+        if error.format_message():
+            _complain(f"{error.format_message()} (netgrow --help)")
+        return int(error.exit_code)
+    if type(error).__name__ == "Abort":
+        _complain("interrupted; nothing was written")
+        return INTERRUPTED
+    if os.environ.get("NETGROW_DEBUG"):
+        raise error
+    _complain(f"a bug in netgrow: {type(error).__name__}: {_first_line(error)} (NETGROW_DEBUG=1 shows where)")
+    return 2
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "")
+
+
+def _complain(message: str) -> None:
+    print(f"netgrow: {message}", file=sys.stderr)

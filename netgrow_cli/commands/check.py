@@ -1,0 +1,35 @@
+"""`netgrow check`: a spec against a checkpoint."""
+
+from __future__ import annotations
+
+from netgrow_cli.commands.common import Checkpoint, Computing, options_of, print_json, readable, takes
+
+
+@takes(Computing)
+def check(common: Computing, ckpt: Checkpoint) -> int:
+    """Check a spec: does it fit, and does permuting the units of every width leave the outputs unchanged?"""
+    from netgrow_cli.job import PROBES, opened
+    from netgrow_cli.proof.equivalence import EXACT
+    from netgrow_cli.proof.permutation import certify
+    from netgrow_cli.report.check import check_text
+    from netgrow_cli.topology.solve import require_complete
+
+    with readable(ckpt) as path, opened(path, options_of(common)) as job:
+        require_complete(job.topology)
+        tolerance = common.tolerance if common.tolerance is not None else EXACT.get(common.dtype, 1e-10)
+        probes = job.probes(common.probes or PROBES, common.seed)
+        found = certify(job.network, probes, seed=common.seed, dtype=common.dtype, tolerance=tolerance)
+        if common.as_json:
+            result = {
+                "spec": job.found.origin,
+                "permuted": found.widths,
+                "equivalence": found.equivalence.as_json(),
+                "culprits": list(found.culprits),
+                "frozen": [
+                    {"name": info.name, "why": info.frozen} for info in job.topology.widths.values() if info.frozen
+                ],
+            }
+            print_json(result)
+        else:
+            print(check_text(job, found))
+        return 0 if found.equivalence.equal else 1

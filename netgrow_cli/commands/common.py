@@ -1,0 +1,234 @@
+"""What commands share: options that all of them take, paths that may be `-`, and how results are printed."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from netgrow_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from netgrow_cli.job import Options, Selector
+
+STANDARD = "-"
+
+
+def given(flag: str | tuple[str, ...], text: str, **more: Any) -> Any:
+    """A typer option."""
+    flags = (flag,) if isinstance(flag, str) else flag
+    return typer.Option(*flags, help=text, **more)
+
+
+# -- options ---------------------------------------------------------------------------------------
+
+Checkpoint = Annotated[str, typer.Argument(metavar="CKPT", help="The checkpoint; - for standard input.")]
+Layer = Annotated[
+    list[str] | None, given("--layer", "A layer by name, or a glob; may be given several times.", metavar="NAME")
+]
+WidthName = Annotated[list[str] | None, given("--width", "A width, as `inspect` names it.", metavar="NAME")]
+Units = Annotated[str | None, given("--units", "Indices of the layer's output: 3,7 or 0-9 or all.", metavar="LIST")]
+By = Annotated[str, given("--by", "What units are ranked by: weight, incoming, outgoing.", metavar="SCORE")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Common:
+    """The options that every command with a network takes."""
+
+    spec: Annotated[Path | None, given("--spec", "The spec; else embedded, beside the checkpoint, or drafted.")] = None
+    as_json: Annotated[bool, given("--json", "One JSON object on standard output.")] = False
+    key: Annotated[str | None, given("--key", "Where the state dict lies in the checkpoint.")] = None
+    prefix: Annotated[str | None, given("--prefix", "What stands before every tensor's name.")] = None
+    activation: Annotated[
+        str, given("--activation", "In a drafted spec, the function between layers (relu, ...).", metavar="OP")
+    ] = "per_unit"
+
+
+@dataclasses.dataclass(frozen=True)
+class Computing(Common):
+    """The options of commands that run the network."""
+
+    probes: Annotated[int | None, given("--probes", "How many probes.", min=1, metavar="N")] = None
+    probe_data: Annotated[
+        Path | None, given("--probe-data", "Your data as probes: .npy, .npz, .safetensors, .pt or .csv.")
+    ] = None
+    seed: Annotated[int, given("--seed", "Seed of fresh values and probes.")] = 0
+    tolerance: Annotated[
+        float | None, given("--tolerance", "Largest relative difference that counts as equal.", min=0.0)
+    ] = None
+    dtype: Annotated[str, given("--dtype", "What networks are compared in: float64 or float32.")] = "float64"
+    device: Annotated[str, given("--device", "Where networks are run.")] = "cpu"
+
+
+@dataclasses.dataclass(frozen=True)
+class Writing(Computing):
+    """The options of commands that write a checkpoint."""
+
+    output: Annotated[str | None, given(("-o", "--output"), "The new checkpoint; - for standard output.")] = None
+    force: Annotated[bool, given("--force", "Replace an output that exists.")] = False
+    dry_run: Annotated[bool, given("--dry-run", "Print the plan; write nothing.")] = False
+    no_verify: Annotated[bool, given("--no-verify", "Write without the proof.")] = False
+    allow_drift: Annotated[
+        float | None, given("--allow-drift", "Accept this relative drift of a lossy change.", min=0.0, metavar="X")
+    ] = None
+    drop_optimizer: Annotated[bool, given("--drop-optimizer", "Leave the optimizer's state out.")] = False
+    check_learnable: Annotated[bool, given("--check-learnable", "Check that new units can learn.")] = False
+
+
+def takes(kind: type[Common]) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Give a command the options of `kind`; it receives them as one object, its first argument `common`."""
+
+    def decorate(command: Callable[..., int]) -> Callable[..., int]:
+        own = inspect.signature(command, eval_str=True)
+        shared = [
+            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hint)
+            for field, hint in _fields(kind)
+        ]
+
+        @functools.wraps(command)
+        def wrapped(**arguments: Any) -> int:
+            common = kind(**{parameter.name: arguments.pop(parameter.name) for parameter in shared})
+            return command(common, **arguments)
+
+        kept = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for parameter in own.parameters.values()
+            if parameter.name != "common"
+        ]
+        wrapped.__signature__ = own.replace(parameters=[*kept, *shared])  # type: ignore[attr-defined]
+        wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in [*kept, *shared]}
+        return wrapped
+
+    return decorate
+
+
+def _fields(kind: type[Common]) -> list[tuple[dataclasses.Field[Any], Any]]:
+    import typing
+
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return [(field, hints[field.name]) for field in dataclasses.fields(kind)]
+
+
+def options_of(common: Common) -> Options:
+    """The job's options."""
+    from netgrow_cli.job import Options
+
+    return Options(
+        spec=common.spec,
+        key=common.key,
+        prefix=common.prefix,
+        activation=common.activation,
+        **_computing(common),
+        **_writing(common),
+    )
+
+
+def _computing(common: Common) -> dict[str, Any]:
+    names = ("probes", "probe_data", "seed", "tolerance", "dtype", "device")
+    return {name: getattr(common, name) for name in names} if isinstance(common, Computing) else {}
+
+
+def _writing(common: Common) -> dict[str, Any]:
+    if not isinstance(common, Writing):
+        return {}
+    names = ("force", "dry_run", "allow_drift", "drop_optimizer", "check_learnable")
+    settings = {name: getattr(common, name) for name in names}
+    return {**settings, "verify": not common.no_verify}
+
+
+# -- a change from the command line ------------------------------------------------------------------
+
+
+def run_change(common: Writing, source: str, command: str, select: Selector) -> int:
+    """Carry out a change and print its report."""
+    from netgrow_cli.job import change
+    from netgrow_cli.report.change import print_report
+
+    to_standard = common.output == STANDARD or (source == STANDARD and common.output is None)
+    if to_standard and common.as_json and not common.dry_run:
+        raise UsageError("--json and the checkpoint both want standard output; give -o FILE")
+    with readable(source) as path, _destination(common.output, to_standard) as output:
+        options = dataclasses.replace(options_of(common), output=output)
+        report = change(path, command, select, options)
+        if source == STANDARD:
+            report = dataclasses.replace(report, input=Path(STANDARD))
+        if to_standard and not common.dry_run:
+            print_report(report, as_json=False, path=None)
+            assert output is not None
+            with output.open("rb") as file:
+                shutil.copyfileobj(file, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+            return 0
+    print_report(report, as_json=common.as_json, path=report.output)
+    return 0
+
+
+@contextlib.contextmanager
+def readable(source: str) -> Iterator[Path]:
+    """The path of an argument; standard input is kept in a temporary file meanwhile."""
+    if source != STANDARD:
+        yield Path(source)
+        return
+    if sys.stdin.isatty():
+        raise UsageError("- reads a checkpoint from standard input, which is a terminal")
+    with tempfile.TemporaryDirectory(prefix="netgrow-") as folder:
+        path = Path(folder) / "stdin"
+        with path.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        yield path
+
+
+@contextlib.contextmanager
+def _destination(output: str | None, to_standard: bool) -> Iterator[Path | None]:
+    if not to_standard:
+        yield Path(output) if output is not None else None
+        return
+    if sys.stdout.isatty():
+        raise UsageError("the checkpoint would go to the terminal; give -o FILE, or send standard output to a file")
+    with tempfile.TemporaryDirectory(prefix="netgrow-") as folder:
+        yield Path(folder) / "stdout"
+
+
+def parse_units(text: str | None) -> tuple[list[int] | None, bool]:
+    """`3,7`, `0-9`, `all`: the indices, and whether all are meant. Raises UsageError."""
+    if text is None:
+        return None, False
+    if text.strip() == "all":
+        return None, True
+    units: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        try:
+            start = int(first)
+            units.extend(range(start, int(last) + 1) if dash else [start])
+        except ValueError:
+            raise UsageError(f"--units {text}: numbers are needed, as in 3,7 or 0-9, or all") from None
+    if not units:
+        raise UsageError(f"--units {text}: no unit is named")
+    return sorted(set(units)), False
+
+
+def print_json(result: Any) -> None:
+    """One JSON object on standard output."""
+    print(json.dumps(_finite(result), ensure_ascii=False, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinities; they are written as null."""
+    if isinstance(value, float) and value - value != 0.0:
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,44 @@
+"""`netgrow split`: units become several, the function unchanged."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from netgrow_cli.commands.common import (
+    By,
+    Checkpoint,
+    Layer,
+    Units,
+    WidthName,
+    Writing,
+    given,
+    parse_units,
+    run_change,
+    takes,
+)
+from netgrow_cli.surgery.change import DEFAULT_NOISE
+
+
+@takes(Writing)
+def split(
+    common: Writing,
+    ckpt: Checkpoint,
+    layer: Layer = None,
+    width: WidthName = None,
+    units: Units = None,
+    top: Annotated[int | None, given("--top", "The K units with the highest scores.", metavar="K")] = None,
+    above: Annotated[float | None, given("--above", "Units with a score above C.", metavar="C")] = None,
+    by: By = "weight",
+    noise: Annotated[
+        float, given("--noise", "Noise that cancels between copies, relative to the outgoing weights.", metavar="X")
+    ] = DEFAULT_NOISE,
+    ways: Annotated[int, given("--ways", "How many units each becomes.", metavar="K")] = 2,
+) -> int:
+    """Split units: copies share the outgoing weights, with noise that cancels. The function stays the same."""
+    from netgrow_cli.surgery.growing import splitting
+
+    chosen, every = parse_units(units)
+    select = splitting(
+        layer or [], width or [], units=chosen, every=every, top=top, above=above, by=by, noise=noise, ways=ways
+    )
+    return run_change(common, ckpt, "split", select)

@@ -1,0 +1,198 @@
+"""Fit a live model to a checkpoint of other widths: the answer to 'size mismatch for fc1.weight'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from netgrow_cli.checkpoint import Checkpoint, open_checkpoint
+from netgrow_cli.errors import CheckpointError, NetgrowError, UsageError
+from netgrow_cli.topology.discover import find_spec, spec_before_opening
+from netgrow_cli.topology.solve import Topology, solve
+
+if TYPE_CHECKING:
+    import torch
+
+
+def fit(
+    model: torch.nn.Module,
+    path: str | Path,
+    *,
+    spec: str | Path | None = None,
+    key: str | None = None,
+    prefix: str | None = None,
+) -> torch.nn.Module:
+    """Resize a model's parameters in place to a checkpoint's shapes, and load it.
+
+    Sizes that modules keep as attributes (in_features, groups, normalized_shape, eps, ...) follow, from the
+    shapes and from the spec that goes with the checkpoint. Sizes in the model's own code cannot be reached;
+    `model_code` in a change's report lists them. Returns the model. Make a new optimizer afterwards: parameters
+    that changed their shape are new objects.
+
+    Raises CheckpointError where names do not match, UsageError where a size cannot be told.
+    """
+    path = Path(path)
+    stated = Path(spec) if spec is not None else None
+    early = spec_before_opening(path, stated)
+    key = key if key is not None else (early.key if early else None)
+    prefix = prefix if prefix is not None else (early.prefix if early else None)
+    with open_checkpoint(path, key=key, prefix=prefix) as checkpoint:
+        _check_names(model, checkpoint)
+        settings = _settings(checkpoint, path, stated)
+        _resize(model, checkpoint)
+        for name, module in model.named_modules():
+            _adjust(name, module, settings)
+        state = {name: checkpoint.read(name) for name in checkpoint.tensors}
+        model.load_state_dict(state, strict=True)
+    return model
+
+
+def _check_names(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    expected, found = set(model.state_dict()), set(checkpoint.tensors)
+    for names, what in ((expected - found, "the checkpoint lacks"), (found - expected, "the model lacks")):
+        if names:
+            shown = ", ".join(sorted(names)[:4]) + (", ..." if len(names) > 4 else "")
+            raise CheckpointError(f"{checkpoint.path}: {what} {shown}; is this the model that wrote it?")
+
+
+def _resize(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    """New parameters and buffers where shapes differ; what was shared stays shared."""
+    import torch
+
+    made: dict[int, Any] = {}
+    for module_name, module in model.named_modules():
+        for store in (module._parameters, module._buffers):
+            for short, old in list(store.items()):
+                name = f"{module_name}.{short}" if module_name else short
+                info = checkpoint.tensors.get(name)
+                if old is None or info is None or tuple(old.shape) == info.shape:
+                    continue
+                if id(old) not in made:
+                    new = torch.empty(info.shape, dtype=old.dtype, device=old.device)
+                    is_parameter = isinstance(old, torch.nn.Parameter)
+                    made[id(old)] = torch.nn.Parameter(new, old.requires_grad) if is_parameter else new
+                store[short] = made[id(old)]
+
+
+# -- what modules keep beside their parameters ---------------------------------------------------------
+
+
+def _settings(checkpoint: Checkpoint, path: Path, stated: Path | None) -> dict[str, dict[str, Any]]:
+    """By module name, the settings that the checkpoint's own spec states: eps, groups."""
+    try:
+        found = find_spec(checkpoint, path, stated, draft=False)
+    except NetgrowError:
+        if stated is not None:
+            raise
+        return {}
+    topology = solve(found.graph(checkpoint), checkpoint.tensors)
+    settings: dict[str, dict[str, Any]] = {}
+    for node in topology.graph.nodes:
+        tensor = node.params.get("weight")
+        if tensor is not None:
+            module = tensor.rpartition(".")[0]
+            settings[module] = {key: node.attrs[key] for key in ("eps", "groups") if key in node.attrs}
+            if node.op.startswith("conv"):
+                settings[module]["groups"] = _groups(topology, node.name)
+    return settings
+
+
+def _groups(topology: Topology, name: str) -> int:
+    node = topology.graph.node(name)
+    weight = topology.tensors[node.params["weight"]]
+    if node.op.startswith("conv_transpose"):
+        return int(node.attrs.get("groups") or 1)
+    channels: int = topology.value(node.inputs[0]).axes[1].size
+    return channels // weight[1].size
+
+
+def _adjust(name: str, module: torch.nn.Module, settings: Mapping[str, Mapping[str, Any]]) -> None:
+    import torch
+
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, torch.Tensor):
+        return
+    for kind, adjust in _by_kind().items():
+        if isinstance(module, kind):
+            adjust(name, module, tuple(weight.shape), settings.get(name, {}))
+            return
+
+
+Adjust = Callable[[str, Any, tuple[int, ...], Mapping[str, Any]], None]
+
+
+def _by_kind() -> dict[Any, Adjust]:
+    import torch.nn as nn
+
+    norms = nn.modules.batchnorm._NormBase
+    kinds: dict[Any, Adjust] = {
+        nn.Linear: _linear,
+        nn.Embedding: _embedding,
+        nn.modules.conv._ConvTransposeNd: _transposed,
+        nn.modules.conv._ConvNd: _convolution,
+        norms: _channels,
+        nn.GroupNorm: _group_norm,
+        nn.LayerNorm: _whole_shape,
+        nn.PReLU: _slopes,
+    }
+    if hasattr(nn, "RMSNorm"):
+        kinds[nn.RMSNorm] = _whole_shape
+    return kinds
+
+
+def _linear(_: str, module: Any, shape: tuple[int, ...], __: Mapping[str, Any]) -> None:
+    module.out_features, module.in_features = shape
+
+
+def _embedding(_: str, module: Any, shape: tuple[int, ...], __: Mapping[str, Any]) -> None:
+    module.num_embeddings, module.embedding_dim = shape
+
+
+def _channels(_: str, module: Any, shape: tuple[int, ...], settings: Mapping[str, Any]) -> None:
+    module.num_features = shape[0]
+    module.eps = settings.get("eps", module.eps)
+
+
+def _whole_shape(_: str, module: Any, shape: tuple[int, ...], settings: Mapping[str, Any]) -> None:
+    module.normalized_shape = shape
+    module.eps = settings.get("eps", module.eps)
+
+
+def _slopes(_: str, module: Any, shape: tuple[int, ...], __: Mapping[str, Any]) -> None:
+    module.num_parameters = shape[0]
+
+
+def _group_norm(name: str, module: Any, shape: tuple[int, ...], settings: Mapping[str, Any]) -> None:
+    stated = settings.get("groups", module.num_groups)
+    if isinstance(stated, int):
+        module.num_groups = stated
+    module.num_channels = shape[0]
+    module.eps = settings.get("eps", module.eps)
+    if shape[0] % module.num_groups:
+        raise UsageError(f"{name}: {shape[0]} channels in {module.num_groups} groups; pass the checkpoint's spec")
+
+
+def _convolution(name: str, module: Any, shape: tuple[int, ...], settings: Mapping[str, Any]) -> None:
+    groups = settings.get("groups")
+    if groups is None:
+        groups = _guess_groups(name, module, shape)
+    module.groups, module.out_channels, module.in_channels = groups, shape[0], shape[1] * groups
+
+
+def _guess_groups(name: str, module: Any, shape: tuple[int, ...]) -> int:
+    """Without a spec: depthwise stays depthwise; otherwise groups change only if channels per group cannot."""
+    groups, reads, makes = module.groups, module.in_channels // module.groups, module.out_channels // module.groups
+    if groups == 1 or (shape[0] == module.out_channels):
+        return int(groups)
+    if reads == 1 == shape[1]:
+        return int(shape[0] // makes)
+    raise UsageError(
+        f"{name}: {shape[0]} channels out of a grouped convolution (was {module.out_channels} in {groups} groups) "
+        "leave open how many groups; pass the checkpoint's spec: fit(model, path, spec=...)"
+    )
+
+
+def _transposed(_: str, module: Any, shape: tuple[int, ...], settings: Mapping[str, Any]) -> None:
+    module.groups = settings.get("groups", module.groups)
+    module.in_channels, module.out_channels = shape[0], shape[1] * module.groups

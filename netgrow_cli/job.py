@@ -1,0 +1,398 @@
+"""One change of one checkpoint, from file to file: open, find the spec, plan, write, prove, publish.
+
+What is changed is decided by a selector, a function of the opened job; commands and the Python API differ in
+nothing but their selectors. No output appears under its name before it has been proven.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from netgrow_cli.checkpoint import Checkpoint, TensorInfo, open_checkpoint, staged_outputs
+from netgrow_cli.errors import NotEquivalent, Refused, UsageError
+from netgrow_cli.proof.activity import Activity, observe
+from netgrow_cli.proof.equivalence import EXACT, ROUNDED, Equivalence, compare
+from netgrow_cli.proof.foldback import FoldBack, fold_back
+from netgrow_cli.proof.learnable import Learnability, learnability
+from netgrow_cli.proof.network import Network
+from netgrow_cli.proof.probes import Probes, data_probes, random_probes
+from netgrow_cli.surgery.change import WidthChange
+from netgrow_cli.surgery.edit import apply_edit
+from netgrow_cli.surgery.folding import Folds, fold_constants
+from netgrow_cli.surgery.plan import Plan, make_plan
+from netgrow_cli.surgery.record import METADATA_RECORD, code_json, make_record
+from netgrow_cli.surgery.rewrite import rewrite_spec
+from netgrow_cli.topology.discover import METADATA_SPEC, Found, find_spec, spec_before_opening
+from netgrow_cli.topology.solve import Topology, require_complete
+from netgrow_cli.topology.spec import parse_spec
+
+PROBES = 256
+DEAD_PROBES = 8192
+"""Rows on which units are called dead; many, because a unit that wakes on one input in a thousand is alive."""
+
+PAST = {
+    "expand": "expanded",
+    "split": "split",
+    "prune": "pruned",
+    "recycle": "recycled",
+    "merge": "merged",
+    "apply": "edited",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What all commands that compute have in common; see the command line's help."""
+
+    spec: Path | None = None
+    output: Path | None = None
+    key: str | None = None
+    prefix: str | None = None
+    probes: int | None = None
+    probe_data: Path | None = None
+    seed: int = 0
+    tolerance: float | None = None
+    dtype: str = "float64"
+    device: str = "cpu"
+    activation: str = "per_unit"
+    dry_run: bool = False
+    force: bool = False
+    verify: bool = True
+    allow_drift: float | None = None
+    drop_optimizer: bool = False
+    check_learnable: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """An opened checkpoint with its solved topology, for selectors."""
+
+    path: Path
+    checkpoint: Checkpoint
+    found: Found
+    network: Network
+    topology: Topology
+    options: Options
+
+    def activity(self, widths: Sequence[int]) -> Activity:
+        """What units do on probes that are not the ones the proof uses."""
+        rows = self.options.probes or DEAD_PROBES
+        return observe(self.network, widths, self.probes(rows, self.options.seed + 1), dtype=self.options.dtype)
+
+    def probes(self, rows: int, seed: int) -> Probes:
+        """Probes of the user's data, or random ones."""
+        graph = self.network.graph
+        if self.options.probe_data is not None:
+            return data_probes(graph, self.options.probe_data, self.options.probes)
+        return random_probes(graph, rows, seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """What a selector chose: the changes, what people should know about the choice, and the evidence for it."""
+
+    changes: tuple[WidthChange, ...]
+    notes: tuple[str, ...] = ()
+    activity: Activity | None = None
+
+
+Selector = Callable[[Job], Selection]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """All that a change did, for `report/` and for the API."""
+
+    command: str
+    input: Path
+    output: Path
+    topology: Topology
+    plan: Plan
+    tensors: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+    equivalence: Equivalence | None
+    folded: FoldBack | None
+    learnable: Learnability | None
+    origin: str
+    assumed: tuple[str, ...]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+    dry_run: bool
+    verified: bool
+    allowed_drift: float | None
+    seed: int
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        """The contract's JSON object of a change, and more."""
+        return {
+            "command": self.command,
+            "input": str(self.input),
+            "output": None if self.dry_run else str(self.output),
+            "widths": [self._width(change) for change in self.plan.changes],
+            "tensors": [{"name": n, "before": list(b), "after": list(a)} for n, b, a in self.tensors],
+            "equivalence": self.equivalence.as_json() if self.equivalence else None,
+            "model_code": [code_json(entry) for entry in self.plan.code],
+            "seed": self.seed,
+            "seconds": round(self.seconds, 3),
+            "spec": self.origin,
+            "dry_run": self.dry_run,
+            "verified": self.verified,
+            "allowed_drift": self.allowed_drift,
+            "folded_back": dataclasses.asdict(self.folded) if self.folded else None,
+            "learnable": self.learnable.as_json() if self.learnable else None,
+            "notes": list(self.notes),
+            "warnings": list(self.warnings),
+        }
+
+    def _width(self, change: WidthChange) -> dict[str, Any]:
+        info = self.topology.widths[change.width]
+        layers = dict.fromkeys([*info.producers, *info.per_unit, *info.consumers])
+        return {
+            "name": info.name,
+            "before": change.before,
+            "after": change.after,
+            "layers": list(layers),
+            "copied": {str(old): new for old, new in change.copies.items()},
+            "fresh": len(change.fresh),
+            "dropped": list(change.dropped),
+        }
+
+
+@contextlib.contextmanager
+def opened(path: Path, options: Options) -> Iterator[Job]:
+    """Open a checkpoint and solve its topology."""
+    early = spec_before_opening(path, options.spec)
+    key = options.key if options.key is not None else (early.key if early else None)
+    prefix = options.prefix if options.prefix is not None else (early.prefix if early else None)
+    with open_checkpoint(path, key=key, prefix=prefix) as checkpoint:
+        found = find_spec(checkpoint, path, options.spec, activation=options.activation)
+        network = Network.of(found.graph(checkpoint), checkpoint, options.device)
+        topology = network.solved()
+        yield Job(path, checkpoint, found, network, topology, options)
+
+
+def default_output(path: Path, command: str) -> Path:
+    """`ckpt.pt` becomes `ckpt.expanded.pt`, beside it."""
+    return path.with_name(f"{path.stem}.{PAST[command]}{path.suffix}")
+
+
+def companions(checkpoint: Checkpoint, output: Path) -> list[Path]:
+    """The spec and the record beside a .pt file; a safetensors file holds them itself."""
+    if checkpoint.format == "safetensors":
+        return []
+    return [output.with_name(f"{output.name}.netgrow.yaml"), output.with_name(f"{output.name}.netgrow.json")]
+
+
+def change(path: Path, command: str, select: Selector, options: Options) -> Report:
+    """Carry out one change. Raises NetgrowError; then nothing was written."""
+    began = time.perf_counter()
+    with opened(path, options) as job:
+        require_complete(job.topology)
+        output = options.output or default_output(path, command)
+        targets = [output, *companions(job.checkpoint, output)]
+        if not options.dry_run:
+            _refuse_existing(targets, options.force)
+        selection = select(job)
+        folds, plan = _plan(job, selection)
+        if plan.lossy and options.allow_drift is None:
+            raise Refused(f"{plan.lossy[0]}; `--allow-drift X` accepts a relative drift of X")
+        report = _Draft(command, path, output, job, selection, plan, folds)
+        if options.dry_run:
+            return report.finish(began)
+        with staged_outputs(targets, force=options.force, inputs=[path]) as staged:
+            text = rewrite_spec(job.found.spec, job.network.graph, plan)
+            record = make_record(job.topology, plan, command, path.name, options.seed, folds.patches)
+            _write(job, plan, folds, staged.paths, text, record)
+            if options.verify:
+                report = _prove(report, staged.paths[0], text, output)
+            staged.commit()
+        return report.finish(began)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Draft:
+    """A report in the making."""
+
+    command: str
+    path: Path
+    output: Path
+    job: Job
+    selection: Selection
+    plan: Plan
+    folds: Folds
+    equivalence: Equivalence | None = None
+    folded: FoldBack | None = None
+    learnable: Learnability | None = None
+
+    def finish(self, began: float) -> Report:
+        topology, plan, options = self.job.topology, self.plan, self.job.options
+        infos = self.job.checkpoint.tensors
+        shapes = [(info.name, info.shape, plan.shape(topology, info)) for info in infos.values()]
+        edited = {name for name in infos if topology.aliases[name] in plan.edits}
+        return Report(
+            command=self.command,
+            input=self.path,
+            output=self.output,
+            topology=topology,
+            plan=plan,
+            tensors=tuple((name, before, after) for name, before, after in shapes if name in edited),
+            equivalence=self.equivalence,
+            folded=self.folded,
+            learnable=self.learnable,
+            origin=self.job.found.origin,
+            assumed=self.job.found.assumed,
+            notes=self.selection.notes,
+            warnings=self._warnings(),
+            dry_run=options.dry_run,
+            verified=self.equivalence is not None,
+            allowed_drift=options.allow_drift,
+            seed=options.seed,
+            seconds=time.perf_counter() - began,
+        )
+
+    def _warnings(self) -> tuple[str, ...]:
+        options, found = self.job.options, []
+        if not options.verify and not options.dry_run:
+            found.append("NOT VERIFIED (--no-verify): nothing was compared; run `netgrow verify` on the two files")
+        found.extend(self.folds.inexact)
+        found.extend(f"lossy: {why}" for why in self.plan.lossy)
+        if self.equivalence is not None and self.equivalence.constant:
+            found.append("the outputs are the same on all probes, so that the probes show little; pass --probe-data")
+        activity = self.selection.activity
+        if activity is not None and activity.probes.random:
+            found.append(
+                f"units were chosen on {activity.probes.rows} random probes; what is dead there need not be dead on "
+                "data: pass --probe-data FILE"
+            )
+        if any(c.copies and c.noise == 0.0 for c in self.plan.changes):
+            found.append("without noise copies stay twins under training; leave --noise at its default")
+        if self.learnable is not None and not self.learnable.good:
+            found.append(_learnability_text(self.learnable))
+        return tuple(found)
+
+
+def _learnability_text(found: Learnability) -> str:
+    parts = [f"{name} unit {unit} gets no gradient" for name, unit in found.stuck[:3]]
+    parts += [f"{name} units {one} and {other} stay alike" for name, one, other in found.twins[:3]]
+    more = len(found.stuck) + len(found.twins) - len(parts)
+    return "not learnable: " + "; ".join(parts) + (f"; and {more} more" if more else "")
+
+
+def _refuse_existing(targets: Sequence[Path], force: bool) -> None:
+    """Before any work is done; staging checks again."""
+    for target in targets:
+        if target.exists() and not force:
+            raise UsageError(f"{target} exists; pass --force to replace it, or another path with -o")
+
+
+def _plan(job: Job, selection: Selection) -> tuple[Folds, Plan]:
+    """The plan; where units are dropped, with their constants folded into what reads them."""
+    changes = selection.changes
+    dropping = [c for c in changes if c.kind in ("prune", "recycle") and c.dropped]
+    known = not any(node.op == "per_unit" for node in job.network.graph.nodes)
+    folds, zero_units = Folds({}, ()), False
+    if dropping and known:
+        activity = selection.activity or job.activity([c.width for c in dropping])
+        folds = fold_constants(job.network, activity, changes)
+        zero_units = all(set(c.dropped) <= set(activity.silent(c.width)) for c in dropping)
+    return folds, make_plan(job.topology, job.checkpoint.tensors, changes, zero_units=zero_units)
+
+
+def _write(
+    job: Job, plan: Plan, folds: Folds, paths: Sequence[Path], spec_text: str, record: Mapping[str, Any]
+) -> None:
+    topology, checkpoint = job.topology, job.checkpoint
+    infos = [
+        TensorInfo(info.name, plan.shape(topology, info), info.dtype, info.tied_to)
+        for info in checkpoint.tensors.values()
+    ]
+    record_text = json.dumps(record)
+    metadata = {METADATA_SPEC: spec_text, METADATA_RECORD: record_text} if len(paths) == 1 else None
+    writer = checkpoint.writer(paths[0], infos, metadata=metadata, replace=_optimizer_states(job, plan))
+    for info in infos:
+        canonical = topology.aliases[info.name]
+        tensor = checkpoint.read(info.name)
+        if canonical in folds.patches:
+            tensor = (tensor.double() + folds.patches[canonical].double()).to(tensor.dtype)
+        edit = plan.edits.get(canonical)
+        writer.write(info.name, apply_edit(tensor, edit, job.options.seed) if edit else tensor)
+    writer.finish()
+    for path, text in zip(paths[1:], (spec_text, record_text + "\n"), strict=False):
+        path.write_text(text, encoding="utf-8")
+
+
+def _optimizer_states(job: Job, plan: Plan) -> dict[tuple[str | int, ...], Any]:
+    if job.checkpoint.format == "safetensors":
+        return {}
+    from netgrow_cli.checkpoint.optimizer import find_optimizers
+    from netgrow_cli.checkpoint.torch_tree import REMOVED
+    from netgrow_cli.surgery.moments import edited_state
+
+    replaced: dict[tuple[str | int, ...], Any] = {}
+    for optimizer in find_optimizers(job.checkpoint.tree()):
+        if job.options.drop_optimizer:
+            replaced[tuple(optimizer.path)] = REMOVED
+        else:
+            replaced.update(edited_state(optimizer, job.checkpoint, job.topology, plan))
+    return replaced
+
+
+def _prove(report: _Draft, written: Path, spec_text: str, output: Path) -> _Draft:
+    """Open what was written, with its own spec solved anew, and compare. Raises NotEquivalent."""
+    job, options = report.job, report.job.options
+    with open_checkpoint(written, key=job.checkpoint.key, prefix=job.checkpoint.prefix or None) as changed:
+        graph = parse_spec(spec_text, f"{output} (rewritten spec)").graph(changed.tensors)
+        new = Network.of(graph, changed, options.device)
+        folded = fold_back(job.topology, report.plan, job.checkpoint.read, changed.read, report.folds.patches)
+        if folded.differing:
+            raise NotEquivalent(f"folding back does not give {folded.differing[0]} back; nothing was written")
+        probes = job.probes(options.probes or PROBES, options.seed)
+        rounds = report.plan.rounds or bool(report.folds.patches)
+        tolerance = options.tolerance if options.tolerance is not None else proof_tolerance(job, rounds)
+        equivalence = compare(job.network, new, probes, dtype=options.dtype, tolerance=tolerance)
+        _accept(equivalence, options, report)
+        learnable = None
+        if options.check_learnable:
+            learnable = learnability(job.topology, report.plan, new, probes, seed=options.seed)
+    return dataclasses.replace(report, equivalence=equivalence, folded=folded, learnable=learnable)
+
+
+def proof_tolerance(job: Job, rounds: bool) -> float:
+    """The default tolerance. rounds: whether the change rounds in the checkpoint's dtype."""
+    exact = EXACT[job.options.dtype]
+    if not rounds:
+        return exact
+    dtypes = {info.dtype for info in job.checkpoint.tensors.values()}
+    return max([exact, *(ROUNDED[dtype] for dtype in dtypes if dtype in ROUNDED)])
+
+
+def _accept(equivalence: Equivalence, options: Options, report: _Draft) -> None:
+    if equivalence.equal:
+        return
+    drift = options.allow_drift
+    if drift is not None and equivalence.max_rel <= drift:
+        return
+    lossy = report.command == "prune" or bool(report.plan.lossy)
+    if drift is not None:
+        hint = f"more than --allow-drift {drift:g}"
+    elif lossy:
+        hint = "live units were pruned; `--allow-drift X` accepts a relative drift of X"
+    else:
+        hint = "run `netgrow check` on the input: the spec may not describe it"
+    raise NotEquivalent(
+        f"not equivalent: outputs differ by {equivalence.max_rel:.3g} of their size (tolerance "
+        f"{equivalence.tolerance:g}, {equivalence.probes} {equivalence.origin} probes); {hint}; nothing was written"
+    )
+
+
+def standard_error(*lines: str) -> None:
+    """Notes for people, on standard error."""
+    for line in lines:
+        print(line, file=sys.stderr)

@@ -1,0 +1,20 @@
+"""Where text for people goes: standard error, coloured on a terminal only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def error_console() -> Console:
+    """A console on standard error; rich leaves colour out when that is no terminal or NO_COLOR is set."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    """[64, 17]"""
+    return "[" + ", ".join(map(str, shape)) + "]"

@@ -1,0 +1,133 @@
+"""Which units a growing command makes: expand and split."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from netgrow_cli.errors import UsageError
+from netgrow_cli.job import Job, Selection, Selector
+from netgrow_cli.surgery import change
+from netgrow_cli.surgery.change import Init, WidthChange
+from netgrow_cli.surgery.scores import SCORES, Scores
+from netgrow_cli.surgery.select import Target, free_widths, single_widths, size_class, targets, units_of
+
+
+def expanding(
+    layers: Sequence[str],
+    widths: Sequence[str],
+    *,
+    add: int | None,
+    to: int | None,
+    times: float | None,
+    init: Init,
+) -> Selector:
+    """Fresh units behind the old ones, as many as stated, in every width that is tied in size too."""
+    if sum(item is not None for item in (add, to, times)) != 1:
+        raise UsageError("say how wide: one of --add N, --to N, --times X")
+
+    def select(job: Job) -> Selection:
+        changes: dict[int, WidthChange] = {}
+        notes: list[str] = []
+        for info in single_widths(job.topology, targets(job.topology, layers, widths)):
+            more = _more(info.name, info.size, add, to, times)
+            for width in size_class(job.topology, info.width.id):
+                other = job.topology.widths[width]
+                if other is not info and width not in changes:
+                    notes.append(f"{other.name} grows too: its size is tied to that of {info.name}")
+                changes[width] = change.expand(width, other.size, more, init)
+        return Selection(tuple(changes.values()), tuple(notes))
+
+    return select
+
+
+def _more(name: str, size: int, add: int | None, to: int | None, times: float | None) -> int:
+    if times is not None and not math.isfinite(times):
+        raise UsageError(f"--times {times}: a finite number is needed")
+    wanted = size + add if add is not None else to if to is not None else round(size * (times or 0.0))
+    if wanted <= size:
+        raise UsageError(f"{name} has {size} units; {wanted} is no expansion (use `netgrow prune` to remove units)")
+    return wanted - size
+
+
+def splitting(
+    layers: Sequence[str],
+    widths: Sequence[str],
+    *,
+    units: Sequence[int] | None,
+    every: bool,
+    top: int | None,
+    above: float | None,
+    by: str,
+    noise: float,
+    ways: int,
+) -> Selector:
+    """Units that become several: stated ones, all, the best by a score, or those above a score."""
+    if sum((units is not None, every, top is not None, above is not None)) != 1:
+        raise UsageError("say which units: one of --units 3,7 (or all), --top K, --above C")
+    if ways < 2:
+        raise UsageError(f"--ways {ways}: a unit is split into 2 or more")
+    if not (math.isfinite(noise) and noise >= 0.0):
+        raise UsageError(f"--noise {noise}: a number of at least 0 is needed")
+    if top is not None and top < 1:
+        raise UsageError(f"--top {top}: at least 1 is needed")
+
+    def select(job: Job) -> Selection:
+        chosen = targets(job.topology, layers, widths)
+        if units is not None:
+            picked = units_of(job.topology, chosen, units)
+        else:
+            picked = _by_score(job, chosen, every, top, above, by)
+        notes = _follow_ties(job, picked, by)
+        changes = [
+            change.split(width, job.topology.widths[width].size, found, noise, ways)
+            for width, found in picked.items()
+            if found
+        ]
+        if not changes:
+            notes.append("no unit qualifies: the output is a copy")
+        return Selection(tuple(changes), tuple(notes))
+
+    return select
+
+
+def _by_score(
+    job: Job, chosen: Sequence[Target], every: bool, top: int | None, above: float | None, by: str
+) -> dict[int, list[int]]:
+    if every:
+        return {info.width.id: list(range(info.size)) for info in free_widths(chosen)}
+    picked: dict[int, list[int]] = {}
+    for target in chosen:
+        scored = {info.width.id: score(job, by, info.width.id) for info in free_widths([target])}
+        ranked = sorted(
+            ((float(value), width, unit) for width, values in scored.items() for unit, value in enumerate(values)),
+            reverse=True,
+        )
+        taken = (
+            ranked[:top] if top is not None else [entry for entry in ranked if above is not None and entry[0] > above]
+        )
+        for _, width, unit in taken:
+            picked.setdefault(width, []).append(unit)
+    return {width: sorted(set(units)) for width, units in picked.items()}
+
+
+def score(job: Job, by: str, width: int) -> Scores:
+    """One number for each unit of a width. Raises UsageError for a score that does not exist."""
+    if by not in SCORES:
+        raise UsageError(f"--by {by}: there is no such score; there are {', '.join(SCORES)}")
+    return SCORES[by](job.network, width)
+
+
+def _follow_ties(job: Job, picked: dict[int, list[int]], by: str) -> list[str]:
+    """Widths whose size is tied to a chosen one's give as many units, their own best by score."""
+    notes = []
+    for width in list(picked):
+        for other in size_class(job.topology, width)[1:]:
+            if other not in picked:
+                ranked = np.argsort(-score(job, by, other), kind="stable")
+                picked[other] = sorted(int(unit) for unit in ranked[: len(picked[width])])
+                names = job.topology.widths[other].name, job.topology.widths[width].name
+                notes.append(f"{names[0]} is split too, its best units by {by}: its size is tied to that of {names[1]}")
+    return notes
