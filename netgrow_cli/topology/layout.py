@@ -285,7 +285,7 @@ class Layouts:
     def freeze(self, layout: Layout, why: str) -> None:
         """No width of this layout may change; the first reason given is the one kept."""
         for leaf in leaves(self.resolve(layout)):
-            self._frozen.setdefault(leaf.id, why)
+            self._frozen.setdefault(leaf.id, why or "it meets an axis of a literal size")
 
     def fix(self, layout: Layout, why: str) -> None:
         """These indices are data: an axis of which nothing else is known becomes a literal size."""

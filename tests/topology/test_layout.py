@@ -469,6 +469,13 @@ def test_literals_freeze_what_they_meet_and_the_first_reason_stays() -> None:
     assert layouts.frozen(a) == layouts.frozen(b) == "the first"
 
 
+def test_a_freeze_without_a_reason_is_one() -> None:
+    layouts = Layouts()
+    width = layouts.width(4)
+    layouts.unify(width, Fixed(4))
+    assert layouts.frozen(width)
+
+
 def test_frozen_widths_stay_frozen_when_they_are_cut_factored_or_unified() -> None:
     layouts = Layouts()
     width = layouts.width(12, frozen="input")

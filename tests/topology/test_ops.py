@@ -374,6 +374,7 @@ def built(item: Case) -> Network:
 
 
 @pytest.mark.parametrize("item", CASES, ids=str)
+@pytest.mark.filterwarnings("ignore:Using padding")
 def test_operation_equals_torch(item: Case) -> None:
     net = built(item)
     out = values_of(net)["="]  # compares solved and real shapes
