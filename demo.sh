@@ -20,8 +20,8 @@ run netgrow check actor_critic.pt
 say "Dead units become halves of live ones, through the concatenation, the residual and the split."
 run netgrow recycle actor_critic.pt --layer trunk --layer enc_b --probe-data actor_critic.probes.npy --check-learnable
 
-say "Nothing computes anything else than before."
-run netgrow verify actor_critic.pt actor_critic.recycled.pt
+say "The new checkpoint computes what the old one did, on everything the agent saw."
+run netgrow verify actor_critic.pt actor_critic.recycled.pt --probe-data actor_critic.probes.npy
 
 say "A plain chain needs no spec: 64 more units, the function unchanged, Adam's moments grown along."
 run netgrow expand digits_mlp.pt --layer fc1 --add 64

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from netgrow_cli.commands import check, expand, infer, inspect, prune, recycle, split, verify
+from netgrow_cli.commands import apply, check, expand, infer, inspect, prune, recycle, scores, split, verify
 from netgrow_cli.commands.common import given
 from netgrow_cli.errors import NetgrowError
 
@@ -65,6 +65,8 @@ for _command in (
     split.split,
     prune.prune,
     recycle.recycle,
+    apply.apply,
+    scores.scores,
     verify.verify,
 ):
     _add(_command)

@@ -266,6 +266,11 @@ class _Draft:
         if self.equivalence is not None and self.equivalence.constant:
             found.append("the outputs are the same on all probes, so that the probes show little; pass --probe-data")
         activity = self.selection.activity
+        if activity is not None and not activity.probes.random and self.equivalence is not None:
+            found.append(
+                f"dead means dead on the {activity.probes.rows} rows of {activity.probes.origin}; the proof ran on the "
+                "same rows, and other inputs may wake a unit"
+            )
         if activity is not None and activity.probes.random:
             found.append(
                 f"units were chosen on {activity.probes.rows} random probes; what is dead there need not be dead on "
@@ -297,6 +302,11 @@ def _plan(job: Job, selection: Selection) -> tuple[Folds, Plan]:
     changes = selection.changes
     dropping = [c for c in changes if c.kind in ("prune", "recycle") and c.dropped]
     known = not any(node.op == "per_unit" for node in job.network.graph.nodes)
+    if dropping and not known and job.options.verify:
+        raise Refused(
+            "what pruning changes cannot be told: the spec was drafted from names and shapes and does not know the "
+            "functions between the layers; name them (--activation relu, or a spec with --spec)"
+        )
     folds, zero_units = Folds({}, ()), False
     if dropping and known:
         activity = selection.activity or job.activity([c.width for c in dropping])

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from netgrow_cli.job import Report
+    from netgrow_cli.surgery.change import WidthChange
 
 MOST_TENSORS = 24
 
@@ -29,16 +30,18 @@ def print_report(report: Report, *, as_json: bool, path: Path | None) -> None:
         print(path)
 
 
+def print_summary(report: Report) -> None:
+    """The summary for people, on standard error."""
+    _summary(report, error_console())
+
+
 def _summary(report: Report, console: Console) -> None:
     for line in report.assumed:
         console.print(f"assumed: {line}", style="dim", markup=False)
     for line in report.notes:
         console.print(line, markup=False)
-    for change in report.as_json()["widths"]:
-        layers = ", ".join(change["layers"])
-        console.print(
-            f"[bold]{change['name']}[/]  {change['before']} → [bold]{change['after']}[/] units  [dim]({layers})[/]"
-        )
+    for change in report.plan.changes:
+        console.print(_width_line(report, change))
     _tensors(report, console)
     for entry in report.plan.code:
         where = f"  [dim]{entry.source}[/]" if entry.source else ""
@@ -50,6 +53,36 @@ def _summary(report: Report, console: Console) -> None:
         console.print("dry run: nothing was written", style="dim")
     else:
         console.print(f"done in {report.seconds:.1f} s", style="dim")
+
+
+def _width_line(report: Report, change: WidthChange) -> str:
+    """What becomes of one width, and who has a part in it."""
+    info = report.topology.widths[change.width]
+    layers = ", ".join(dict.fromkeys([*info.producers, *info.per_unit, *info.consumers]))
+    size = (
+        f"{change.before} → [bold]{change.after}[/] units" if change.before != change.after else f"{change.after} units"
+    )
+    return f"[bold]{_plain(info.name)}[/]  {size}{_what_happens(change)}  [dim]({_plain(layers)})[/]"
+
+
+def _what_happens(change: WidthChange) -> str:
+    copies = sorted((new, old) for old, group in change.copies.items() for new in group if new != old)
+    if change.kind == "recycle":
+        return f": dead ones replaced by copies: {_few([f'{new}←{old}' for new, old in copies])}"
+    if copies:
+        return f": split {_few([str(old) for old in change.copies])}"
+    if change.dropped:
+        return f": without {_few([str(unit) for unit in change.dropped])}"
+    return ""
+
+
+def _few(items: list[str], most: int = 12) -> str:
+    return " ".join(items[:most]) + (f" ... ({len(items)})" if len(items) > most else "")
+
+
+def _plain(text: str) -> str:
+    """Names may hold brackets, which rich would read as its own."""
+    return text.replace("[", "\\[")
 
 
 def _tensors(report: Report, console: Console) -> None:

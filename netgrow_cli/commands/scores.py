@@ -1,0 +1,54 @@
+"""`netgrow scores`: one score a unit, as bars in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+from netgrow_cli.commands.common import (
+    By,
+    Checkpoint,
+    Computing,
+    Layer,
+    WidthName,
+    given,
+    options_of,
+    print_json,
+    readable,
+    takes,
+)
+
+
+@takes(Computing)
+def scores(
+    common: Computing,
+    ckpt: Checkpoint,
+    layer: Layer = None,
+    width: WidthName = None,
+    by: By = "weight",
+    csv: Annotated[bool, given("--csv", "Lines of width,unit,score on standard output.")] = False,
+) -> int:
+    """Show one score for each unit of the named layers, or of every width that may change."""
+    from netgrow_cli.job import opened
+    from netgrow_cli.report.bars import bars
+    from netgrow_cli.surgery.growing import score
+    from netgrow_cli.surgery.select import free_widths, targets
+
+    with readable(ckpt) as path, opened(path, options_of(common)) as job:
+        for line in job.found.assumed:
+            print(f"assumed: {line}", file=sys.stderr)
+        if layer or width:
+            infos: Any = free_widths(targets(job.topology, layer or [], width or []))
+        else:
+            infos = [info for info in job.topology.widths.values() if info.frozen is None]
+        found = {info.name: score(job, by, info.width.id).tolist() for info in infos}
+    if common.as_json:
+        print_json({"by": by, "widths": [{"name": name, "scores": values} for name, values in found.items()]})
+    elif csv:
+        print("width,unit,score")
+        for name, values in found.items():
+            for unit, value in enumerate(values):
+                print(f"{name},{unit},{value:.9g}")
+    else:
+        print("\n\n".join(bars(name, values) for name, values in found.items()))
+    return 0

@@ -1,0 +1,176 @@
+"""Recipes: several changes, one after another, on one checkpoint or many.
+
+    netgrow: 1
+    changes:
+      - prune: {layer: fc1, dead: true}
+      - expand: {layer: [fc1, fc2], add: 64}
+      - split: {width: "core[0:12]", units: [3, 7]}
+
+The settings are those of the commands. Each step is proven before the next one starts; then the last result is
+compared with the first checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from netgrow_cli.checkpoint import staged_outputs
+from netgrow_cli.errors import SpecError
+from netgrow_cli.job import Options, Report, Selector, change, companions, default_output, opened
+from netgrow_cli.surgery.change import DEFAULT_NOISE
+from netgrow_cli.surgery.growing import expanding, splitting
+from netgrow_cli.surgery.shrinking import pruning, recycling
+from netgrow_cli.topology.located import Located, load
+
+
+def _expand(
+    layer: list[str],
+    width: list[str],
+    add: int | None = None,
+    to: int | None = None,
+    times: float | None = None,
+    init: Any = "match",
+) -> Selector:
+    return expanding(layer, width, add=add, to=to, times=times, init=init)
+
+
+def _split(
+    layer: list[str],
+    width: list[str],
+    units: Any = None,
+    top: int | None = None,
+    above: float | None = None,
+    by: str = "weight",
+    noise: float = DEFAULT_NOISE,
+    ways: int = 2,
+) -> Selector:
+    every = units == "all"
+    chosen = None if every else units
+    return splitting(layer, width, units=chosen, every=every, top=top, above=above, by=by, noise=noise, ways=ways)
+
+
+def _prune(
+    layer: list[str],
+    width: list[str],
+    units: list[int] | None = None,
+    dead: bool = False,
+    duplicates: bool = False,
+    lowest: int | None = None,
+    fraction: float | None = None,
+    below: float | None = None,
+    by: str = "weight",
+) -> Selector:
+    return pruning(
+        layer,
+        width,
+        units=units,
+        lowest_count=lowest,
+        fraction=fraction,
+        below=below,
+        dead=dead,
+        duplicates=duplicates,
+        by=by,
+    )
+
+
+def _recycle(layer: list[str], width: list[str], noise: float = DEFAULT_NOISE) -> Selector:
+    return recycling(layer, width, noise=noise)
+
+
+_COMMANDS: dict[str, Callable[..., Selector]] = {
+    "expand": _expand,
+    "split": _split,
+    "prune": _prune,
+    "recycle": _recycle,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One change of a recipe."""
+
+    command: str
+    select: Selector
+
+
+def read_recipe(path: Path) -> tuple[Step, ...]:
+    """The steps of a recipe file. Raises SpecError with file and line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SpecError(f"{path}: there is no such recipe") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: cannot be read as text ({error})") from None
+    root = load(text, str(path))
+    listed = root.value.get("changes") if isinstance(root.value, dict) else None
+    if listed is None or not isinstance(listed.value, list) or not listed.value:
+        raise SpecError(f"{root.mark}: a recipe has `netgrow: 1` and `changes:`, a list such as `- expand: {{...}}`")
+    version = root.value.get("netgrow")
+    if version is None or version.value != 1:
+        raise SpecError(f"{root.mark}: a recipe starts with `netgrow: 1`")
+    return tuple(_step(item) for item in listed.value)
+
+
+def _step(item: Located) -> Step:
+    if not isinstance(item.value, dict) or len(item.value) != 1:
+        raise SpecError(f"{item.mark}: a change is one command with its settings, as in `- expand: {{...}}`")
+    (command, body), *_ = item.value.items()
+    if command not in _COMMANDS:
+        raise SpecError(f"{item.mark}: {command!r} is no change; there are {', '.join(_COMMANDS)}")
+    if not isinstance(body.value, dict):
+        raise SpecError(f"{body.mark}: the settings of {command} must be a mapping")
+    make = _COMMANDS[command]
+    known = inspect.signature(make).parameters
+    for key, mark in body.keys.items():
+        if key not in known:
+            raise SpecError(f"{mark}: {command} has no setting {key!r}; it has {', '.join(known)}")
+    settings = body.plain()
+    names = {key: _names(body.value.get(key)) for key in ("layer", "width")}
+    try:
+        return Step(command, make(**{**settings, **names}))
+    except TypeError as error:
+        raise SpecError(f"{body.mark}: {command}: {error}") from None
+
+
+def _names(given: Located | None) -> list[str]:
+    if given is None:
+        return []
+    plain = given.plain()
+    return [str(name) for name in plain] if isinstance(plain, list) else [str(plain)]
+
+
+def apply_recipe(path: Path, steps: tuple[Step, ...], options: Options) -> tuple[Path, list[Report]]:
+    """Carry out all steps; nothing appears under the output's name before the last one is proven."""
+    output = options.output or default_output(path, "apply")
+    with opened(path, options) as job:
+        targets = [output, *companions(job.checkpoint, output)]
+    with (
+        staged_outputs(targets, force=options.force or options.dry_run, inputs=[path]) as staged,
+        tempfile.TemporaryDirectory(dir=output.parent, prefix=".netgrow-") as folder,
+    ):
+        reports: list[Report] = []
+        current = path
+        for number, step in enumerate(steps):
+            place = Path(folder) / f"step{number}{path.suffix}"
+            # From the second step on the spec is the one that goes with the step before.
+            spec = options.spec if number == 0 else None
+            one = dataclasses.replace(options, output=place, spec=spec, dry_run=False)
+            reports.append(change(current, step.command, step.select, one))
+            current = place
+        if not options.dry_run:
+            for source, target in zip([current, *_beside(current, len(targets))], staged.paths, strict=True):
+                shutil.copyfile(source, target)
+            staged.commit()
+    return output, reports
+
+
+def _beside(path: Path, count: int) -> list[Path]:
+    if count == 1:
+        return []
+    return [path.with_name(f"{path.name}.netgrow.yaml"), path.with_name(f"{path.name}.netgrow.json")]

@@ -1,0 +1,332 @@
+"""The JSON Schema of a spec, made from the registry of operations, for editors to complete and check by.
+
+`spec.schema.json` is this, written by `python -m netgrow_cli.topology.schema > spec.schema.json`; a test compares.
+It takes every spec that the parser takes, but for `Conv2d` and the like, of which it does not check the settings,
+and refuses what can be seen without a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from netgrow_cli.topology.blocks import MOST_BLOCKS
+from netgrow_cli.topology.ops import ALIASES, ATTR_ALIASES, OPS, Attr, Op
+from netgrow_cli.topology.ops.base import REQUIRED
+
+Schema = dict[str, Any]
+
+_DTYPES = ("float16", "bfloat16", "float32", "float64", "int32", "int64", "uint8", "bool")
+
+# What a setting is, by its name.
+_SETTINGS = {
+    "align_corners": "Whether corners of input and output lie on each other, for the modes that interpolate.",
+    "alpha": "The scale of the operation's formula, as in PyTorch.",
+    "approximate": "`none`, or `tanh` for the approximation.",
+    "axes": "The axes, counted from 0 (the batch) or from -1 (the last).",
+    "axis": "The axis, counted from 0 (the batch) or from -1 (the last); the axis of the units where it is left out.",
+    "beta": "As in PyTorch.",
+    "by": "A number in place of the second operand.",
+    "ceil_mode": "Whether a last window that is not full counts.",
+    "chunks": "Into how many equal parts.",
+    "count_include_pad": "Whether padding counts in the mean.",
+    "dilation": "The distance between kernel taps: one number, or one for each spatial axis.",
+    "dims": "Over how many of the last axes, where no gain says so.",
+    "end": "The last axis of those that become one.",
+    "eps": "What is added under the root.",
+    "groups": "The number of groups. Follows from the shapes but for transposed convolutions and group_norm.",
+    "k": "As in PyTorch.",
+    "keepdim": "Whether the axes stay, with size 1.",
+    "kernel_size": "The window: one number, or one for each spatial axis.",
+    "lower": "The least slope.",
+    "max": "The largest value.",
+    "min": "The smallest value.",
+    "mode": "As in PyTorch.",
+    "negative_slope": "The slope below 0.",
+    "offset": "What is added to the gain: 1 where it is stored as 1 + w.",
+    "output_padding": "As in PyTorch: one number, or one for each spatial axis.",
+    "output_size": "How many positions come out: one number, or one for each spatial axis.",
+    "p": "The probability of dropout (ignored), or the power of the norm.",
+    "padding": "Padding before and after: one number, or one for each spatial axis.",
+    "padding_mode": "What the padding holds.",
+    "scale_factor": "A whole factor: one number, or one for each spatial axis.",
+    "shape": "The new sizes: 0 keeps an axis, -1 is what remains, a name is a size from `dims`.",
+    "size": "How many neighbouring channels.",
+    "sizes": "The size of each piece (numbers or names from `dims`), or one size for all.",
+    "start": "The first index, or the first axis of those that become one.",
+    "stop": "The index behind the last; to the end where it is left out.",
+    "stride": "The step: one number, or one for each spatial axis.",
+    "threshold": "The value from which on the input passes.",
+    "upper": "The largest slope.",
+    "value": "What is put in.",
+}
+
+_MODES = {
+    ("padding_mode", "conv"): ("zeros", "reflect", "replicate", "circular"),
+    ("mode", "pad"): ("constant", "reflect", "replicate", "circular"),
+    ("mode", "upsample"): ("nearest", "nearest-exact", "linear", "bilinear", "bicubic", "trilinear", "area"),
+    ("approximate", "gelu"): ("none", "tanh"),
+}
+
+_LAYER_KEYS: dict[str, Schema] = {
+    "op": {"$ref": "#/$defs/op"},
+    "from": {"$ref": "#/$defs/from"},
+    "params": {"$ref": "#/$defs/params"},
+    "prefix": {
+        "type": "string",
+        "description": "What stands before the parameters' names in the checkpoint; the layer's name and a dot by "
+        "default. Say `fc1.` to use fc1's parameters a second time.",
+    },
+}
+
+
+def schema() -> Schema:
+    """The schema of a spec."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "netgrow spec",
+        "description": "How the layers of a neural network feed each other. Sizes come from the checkpoint.",
+        "type": "object",
+        "required": ["netgrow", "inputs", "layers", "outputs"],
+        "additionalProperties": False,
+        "properties": {
+            "netgrow": {"const": 1, "description": "The version of the format."},
+            "inputs": {
+                "type": "object",
+                "minProperties": 1,
+                "additionalProperties": {"$ref": "#/$defs/input"},
+                "description": "The network's inputs by name: `obs: [batch, 17]`.",
+            },
+            "layers": {
+                "type": "object",
+                "minProperties": 1,
+                "propertyNames": {"$ref": "#/$defs/name"},
+                "patternProperties": {"\\{i\\}": {"$ref": "#/$defs/block"}},
+                "additionalProperties": {"$ref": "#/$defs/layer"},
+                "description": "The layers by name. A name that the checkpoint knows brings its parameters along: "
+                "`fc1` has `fc1.weight` and `fc1.bias`.",
+            },
+            "outputs": {
+                "anyOf": [{"$ref": "#/$defs/ref"}, {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/ref"}}],
+                "description": "What leaves the network, and so keeps its size.",
+            },
+            "dims": {
+                "type": ["object", "null"],
+                "additionalProperties": {"type": "integer", "minimum": 1},
+                "description": "Sizes by name that no tensor's shape determines: `heads: 8`.",
+            },
+            "prefix": {
+                "type": ["string", "null"],
+                "description": "What stands before every tensor's name in the checkpoint: `module.`; found by itself "
+                "where it is usual.",
+            },
+            "key": {
+                "type": ["string", "null"],
+                "description": "Where the state dict lies in the checkpoint: `model_state_dict`; found by itself where "
+                "it is usual.",
+            },
+            "ignore": {
+                "anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": {"type": "string"}}],
+                "description": "Patterns of tensors that belong to no layer on purpose: `*.num_batches_tracked`.",
+            },
+        },
+        "$defs": _definitions(),
+    }
+
+
+def _definitions() -> Schema:
+    return {
+        "name": {
+            "type": "string",
+            "pattern": "\\S",
+            "not": {"pattern": "^.+\\[(\\d*:\\d*|\\d+)\\]$"},
+        },
+        "ref": {
+            "type": ["string", "integer", "boolean"],
+            "description": "A layer or an input; a range of its units: `act[0:32]`; one of several outputs: `parts[0]`.",
+        },
+        "input": {
+            "anyOf": [{"$ref": "#/$defs/shape"}, _input()],
+            "description": "A shape, or a mapping of shape, dtype, low and high.",
+        },
+        "shape": {
+            "type": "array",
+            "minItems": 1,
+            "items": {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}]},
+            "description": "Sizes, and names of sizes that may be anything (`batch`, `time`); the batch first.",
+        },
+        "from": {
+            "description": "What the layer reads: a layer, a list of operands, or which layer feeds which index range: "
+            "`{'0:64': a, '64:96': b}`.",
+            "anyOf": [
+                {"$ref": "#/$defs/ref"},
+                {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/ref"}},
+                {
+                    "type": "object",
+                    "minProperties": 1,
+                    "propertyNames": {"pattern": "^\\s*\\d+\\s*:\\s*\\d+\\s*$"},
+                    "additionalProperties": {"$ref": "#/$defs/ref"},
+                },
+            ],
+        },
+        "params": {
+            "type": ["object", "null"],
+            "additionalProperties": {"type": ["string", "null"]},
+            "description": "Tensors by the operation's name for them, where the names do not follow the layer's; null "
+            "for one that is not there.",
+        },
+        "op": {
+            "description": "The operation.",
+            "anyOf": [
+                {"enum": operations()},
+                {"type": "string", "pattern": "[A-Z]", "description": "PyTorch's class names are understood: Conv2d."},
+            ],
+        },
+        "layer": {
+            "type": "object",
+            "required": ["op", "from"],
+            "properties": _LAYER_KEYS,
+            "allOf": [_of_one_kind(names) for names in _kinds()],
+        },
+        "block": {
+            "if": {"type": "object", "required": ["repeat"]},
+            "then": _block(),
+            "else": {"$ref": "#/$defs/layer"},
+        },
+    }
+
+
+def operations() -> list[str]:
+    """All names that an operation may be called by, in lower case."""
+    return sorted({*OPS, *ALIASES})
+
+
+def _input() -> Schema:
+    return {
+        "type": "object",
+        "required": ["shape"],
+        "additionalProperties": False,
+        "properties": {
+            "shape": {"$ref": "#/$defs/shape"},
+            "dtype": {"enum": list(_DTYPES), "default": "float32"},
+            "low": {"type": ["number", "null"], "description": "The least value of random probes."},
+            "high": {"type": ["number", "null"], "description": "The bound of random probes; of integers, exclusive."},
+        },
+        "if": {"properties": {"dtype": {"pattern": "int"}}, "required": ["dtype"]},
+        "then": {"required": ["high"], "properties": {"high": {"type": "number"}}},
+    }
+
+
+def _block() -> Schema:
+    return {
+        "type": "object",
+        "required": ["repeat", "from", "layers", "output"],
+        "additionalProperties": False,
+        "properties": {
+            "repeat": {
+                "anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": MOST_BLOCKS}],
+                "description": "How often; auto counts in the checkpoint.",
+            },
+            "from": {"type": "string", "description": "What `in` is in the first block; then the block before."},
+            "layers": {
+                "type": "object",
+                "propertyNames": {"$ref": "#/$defs/name"},
+                "additionalProperties": {"$ref": "#/$defs/layer"},
+                "description": "The layers of one block; `{i}` in names of tensors and layers is its number.",
+            },
+            "output": {"type": "string", "description": "The layer that the next block reads, and who reads the last."},
+        },
+    }
+
+
+# -- operations ----------------------------------------------------------------------------------------
+
+
+def _kinds() -> list[list[str]]:
+    """Operations that are stated alike, together."""
+    alike: dict[str, list[str]] = {}
+    for name, op in OPS.items():
+        alike.setdefault(json.dumps(_settings(op), sort_keys=True), []).append(name)
+    return list(alike.values())
+
+
+def _of_one_kind(names: list[str]) -> Schema:
+    called = sorted({*names, *(other for other, name in ALIASES.items() if name in names)})
+    stated: Schema = {"const": called[0]} if len(called) == 1 else {"enum": called}
+    described = _settings(OPS[names[0]])
+    if len(names) == 1:
+        described["description"] = OPS[names[0]].doc
+    return {"if": {"properties": {"op": stated}, "required": ["op"]}, "then": described}
+
+
+def _settings(op: Op) -> Schema:
+    properties: Schema = dict.fromkeys(_LAYER_KEYS, True)
+    required = []
+    for name, attr in op.attrs.items():
+        if name == "ranges":
+            continue
+        one = _setting(op, name, attr)
+        properties[name] = one
+        others = [key for key, names in ATTR_ALIASES.items() if key not in op.attrs and _first(op, names) == name]
+        for other in others:
+            properties[other] = {**one, "description": f"The same as `{name}`."}
+        if attr.default is REQUIRED:
+            required.append({"anyOf": [{"required": [key]} for key in (name, *others)]} if others else name)
+    if op.params:
+        properties["params"] = {"properties": dict.fromkeys((param.name for param in op.params), True)}
+    properties["params"] = (
+        {**properties["params"], "additionalProperties": False} if op.params else {"maxProperties": 0}
+    )
+    if op.inputs[1] == 1:
+        properties["from"] = {"maxItems": 1}
+    found: Schema = {"properties": properties, "additionalProperties": False}
+    plain = [item for item in required if isinstance(item, str)]
+    if plain:
+        found["required"] = plain
+    choices = [item for item in required if not isinstance(item, str)]
+    return {**found, "allOf": choices} if choices else found
+
+
+def _first(op: Op, names: tuple[str, ...]) -> str | None:
+    return next((name for name in names if name in op.attrs), None)
+
+
+def _setting(op: Op, name: str, attr: Attr) -> Schema:
+    types: list[Schema] = []
+    inner = {"anyOf": [{"type": "integer"}, {"type": "string"}]} if name in ("shape", "sizes") else {"type": "integer"}
+    if float in attr.types:
+        types.append({"type": "number"})
+    elif int in attr.types:
+        types.append({"type": "integer"})
+    if list in attr.types:
+        types.append({"type": "array", "minItems": 1, "items": inner})
+    if bool in attr.types:
+        types.append({"type": "boolean"})
+    if str in attr.types:
+        types.append(_text(op, name))
+    if attr.default is not REQUIRED:
+        types.append({"type": "null"})
+    found: Schema = {"anyOf": types} if len(types) > 1 else dict(types[0])
+    found["description"] = _SETTINGS[name]
+    if attr.default is not REQUIRED and attr.default is not None:
+        found["default"] = attr.default
+    return found
+
+
+def _text(op: Op, name: str) -> Schema:
+    if name == "padding":
+        return {"enum": ["same", "valid"]}
+    for (setting, start), words in _MODES.items():
+        if name == setting and op.name.startswith(start):
+            return {"enum": list(words)}
+    return {"type": "string"}
+
+
+def text() -> str:
+    """The schema as the file holds it."""
+    return json.dumps(schema(), indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(text())
