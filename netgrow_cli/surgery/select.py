@@ -29,10 +29,10 @@ def targets(topology: Topology, layers: Sequence[str], widths: Sequence[str]) ->
         raise UsageError("say what to change: --layer NAME (a glob works), or --width NAME as `inspect` lists them")
     found: dict[str, Target] = {}
     for pattern in layers:
-        for name in _layer_names(topology, pattern):
-            value = topology.values[name][0]
-            layout = value.axes[value.unit_axis]
-            found[name] = Target(name, layout, _infos(topology, [layout]))
+        matching = [_target(topology, name) for name in _layer_names(topology, pattern)]
+        # A glob means the layers that can change; a layer that was named is answered for.
+        free = [target for target in matching if any(info.frozen is None for info in target.widths)]
+        found.update({target.name: target for target in free or matching})
     for name in widths:
         info = topology.by_name(name)
         if info is None:
@@ -40,6 +40,12 @@ def targets(topology: Topology, layers: Sequence[str], widths: Sequence[str]) ->
             raise UsageError(f"no width is called {name!r}{_close(name, known)}; `netgrow inspect` lists them")
         found[name] = Target(name, info.width, (info,))
     return tuple(found.values())
+
+
+def _target(topology: Topology, name: str) -> Target:
+    value = topology.values[name][0]
+    layout = value.axes[value.unit_axis]
+    return Target(name, layout, _infos(topology, [layout]))
 
 
 def _layer_names(topology: Topology, pattern: str) -> list[str]:

@@ -74,7 +74,7 @@ _LAYER_KEYS: dict[str, Schema] = {
     "from": {"$ref": "#/$defs/from"},
     "params": {"$ref": "#/$defs/params"},
     "prefix": {
-        "type": "string",
+        "type": ["string", "null"],
         "description": "What stands before the parameters' names in the checkpoint; the layer's name and a dot by "
         "default. Say `fc1.` to use fc1's parameters a second time.",
     },
@@ -144,7 +144,7 @@ def _definitions() -> Schema:
         },
         "ref": {
             "type": ["string", "integer", "boolean"],
-            "description": "A layer or an input; a range of its units: `act[0:32]`; one of several outputs: `parts[0]`.",
+            "description": "A layer or an input; a range of units: `act[0:32]`; one of several outputs: `parts[0]`.",
         },
         "input": {
             "anyOf": [{"$ref": "#/$defs/shape"}, _input()],

@@ -86,6 +86,7 @@ def parse_spec(text: str, file: str) -> Spec:
             raise SpecError(f"{file}: it lacks `{key}:`")
         if not isinstance(found.value, kind):
             raise SpecError(f"{found.mark}: `{key}:` must be a {'mapping' if kind is dict else 'list'}")
+    root = dataclasses.replace(root, value={key: item for key, item in root.value.items() if item.value is not None})
     for key in ("prefix", "key"):
         found = root.value.get(key)
         if found is not None and not isinstance(found.value, str):
@@ -219,12 +220,13 @@ class _Builder:
     def _params(self, layer: Block, op: Op) -> dict[str, str]:
         stated = layer.body.value.get("params")
         prefix = layer.body.value.get("prefix")
+        prefix = None if prefix is None or prefix.value is None else prefix
         if prefix is not None and not isinstance(prefix.value, str):
             self._fail(layer, f"`prefix:` must be text, found {prefix.plain()!r}", prefix.mark)
         base = f"{layer.name}." if prefix is None else str(prefix.value)
         names = {param.name: base + param.name for param in op.params}
         given: set[str] = set()
-        if stated is not None:
+        if stated is not None and stated.value is not None:
             if not isinstance(stated.value, dict):
                 self._fail(layer, "`params:` must map a parameter to a tensor's name", stated.mark)
             for key, item in stated.value.items():
@@ -262,6 +264,8 @@ class _Builder:
 
     def _ranges(self, layer: Block, op: Op, given: Located) -> Ref:
         """`{"0:64": a, "64:96": b}`: a concatenation, whose ranges are checked."""
+        if not given.value:
+            self._fail(layer, "`from:` is an empty mapping", given.mark)
         ranges = []
         for key, item in given.value.items():
             match = _RANGE.match(key)

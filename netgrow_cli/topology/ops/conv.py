@@ -113,7 +113,7 @@ def _positive(context: Context, sizes: dict[str, int]) -> dict[str, int]:
 def _transposed_groups(context: Context) -> Mapping[str, int]:
     if context.attr("groups") is not None and context.attr("groups") < 1:
         context.fail(f"groups: {context.attr('groups')} should be from 1 up", "attr:groups")
-    return {"g": context.attr("groups") or 1}
+    return {"groups": context.attr("groups") or 1}
 
 
 def _conv_rule(dims: int) -> RuleFunction:
@@ -121,11 +121,12 @@ def _conv_rule(dims: int) -> RuleFunction:
     kernel = " ".join("k" + letter for letter in _LETTERS[:dims])
     after = " ".join(letter + "'" for letter in _LETTERS[:dims])
     plain = notation(
-        f"b (g i) {space}, (g o) i {kernel}, (g o)? -> b (g o) {after}",
+        f"b (groups channels) {space}, (groups filters) channels {kernel}, (groups filters)? "
+        f"-> b (groups filters) {after}",
         ("weight", "bias"),
-        sizes=lambda context: {"g": _groups(context)},
+        sizes=lambda context: {"groups": _groups(context)},
         computed=_computed(dims),
-        sites={"g": "groups"},
+        sites={"groups": "groups"},
         data="kernel taps",
     )
 
@@ -147,11 +148,12 @@ def _transposed_rule(dims: int) -> RuleFunction:
     kernel = " ".join("k" + letter for letter in _LETTERS[:dims])
     after = " ".join(letter + "'" for letter in _LETTERS[:dims])
     plain = notation(
-        f"b (g i) {space}, (g i) o {kernel}, (g o)? -> b (g o) {after}",
+        f"b (groups channels) {space}, (groups channels) filters {kernel}, (groups filters)? "
+        f"-> b (groups filters) {after}",
         ("weight", "bias"),
         sizes=_transposed_groups,
         computed=_computed_transposed(dims),
-        sites={"g": "groups"},
+        sites={"groups": "groups"},
         data="kernel taps",
     )
     return _of_rank(dims, plain)
