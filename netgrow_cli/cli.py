@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import typer
 
 from netgrow_cli.commands import apply, check, expand, infer, inspect, prune, recycle, scores, split, verify
 from netgrow_cli.commands.common import given
-from netgrow_cli.errors import NetgrowError
+from netgrow_cli.errors import NetgrowError, UsageError
 
 app = typer.Typer(
     name="netgrow",
@@ -74,8 +75,10 @@ for _command in (
 
 def main() -> None:
     """The entry point: run, and turn every error into one line and its exit code."""
+    code: Any = 0
     try:
-        code: Any = app(standalone_mode=False)
+        code = app(standalone_mode=False)
+        _flush()
     except NetgrowError as error:
         _complain(str(error))
         code = error.exit_code
@@ -84,16 +87,45 @@ def main() -> None:
         code = INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has gone; there is nobody to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    except (OSError, MemoryError, RuntimeError) as error:
-        if os.environ.get("NETGROW_DEBUG"):
-            raise
-        _complain(f"{type(error).__name__}: {_first_line(error)} (NETGROW_DEBUG=1 shows where)")
-        code = 2
+        _to_nowhere(sys.stdout, sys.stderr)
+    except (OSError, MemoryError, OverflowError, RuntimeError) as error:
+        code = _from_outside(error)
     except Exception as error:
         code = _usage(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _flush() -> None:
+    """What cannot be written is found out here and not by the interpreter at its end."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _to_nowhere(sys.stdout)
+    except OSError as error:
+        _to_nowhere(sys.stdout)
+        raise UsageError(f"standard output cannot be written: {error.strerror}") from None
+
+
+def _to_nowhere(*streams: Any) -> None:
+    """Nothing that is left in a stream reaches what it was."""
+    for stream in streams:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _from_outside(error: Exception) -> int:
+    """The machine's limits, in its own words."""
+    if os.environ.get("NETGROW_DEBUG"):
+        raise error
+    if isinstance(error, (MemoryError, OverflowError)) or "can't allocate memory" in str(error):
+        _complain("not enough memory for so much; nothing was written")
+    elif isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        _complain(f"{place}{error.strerror}")
+    else:
+        _complain(f"{type(error).__name__}: {_first_line(error)} (NETGROW_DEBUG=1 shows where)")
+    return 2
 
 
 def _usage(error: Exception) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from netgrow_cli.commands.common import Checkpoint, Computing, options_of, print_json, readable, takes
 
 
@@ -11,7 +13,7 @@ def check(common: Computing, ckpt: Checkpoint) -> int:
     from netgrow_cli.job import PROBES, opened
     from netgrow_cli.proof.equivalence import EXACT
     from netgrow_cli.proof.permutation import certify
-    from netgrow_cli.report.check import check_text
+    from netgrow_cli.report.check import CONSTANT, check_text
     from netgrow_cli.topology.solve import require_complete
 
     with readable(ckpt) as path, opened(path, options_of(common)) as job:
@@ -19,6 +21,10 @@ def check(common: Computing, ckpt: Checkpoint) -> int:
         tolerance = common.tolerance if common.tolerance is not None else EXACT.get(common.dtype, 1e-10)
         probes = job.probes(common.probes or PROBES, common.seed)
         found = certify(job.network, probes, seed=common.seed, dtype=common.dtype, tolerance=tolerance)
+        for line in job.found.assumed:
+            print(f"assumed: {line}", file=sys.stderr)
+        if found.equivalence.constant:
+            print(f"warning: {CONSTANT}", file=sys.stderr)
         if common.as_json:
             result = {
                 "spec": job.found.origin,

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import inspect
 import json
-import shutil
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from netgrow_cli.commands.streams import STANDARD as STANDARD
+from netgrow_cli.commands.streams import destination, send
+from netgrow_cli.commands.streams import only_one_standard as only_one_standard
+from netgrow_cli.commands.streams import readable as readable
 from netgrow_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from netgrow_cli.job import Options, Selector
 
-STANDARD = "-"
+MOST_UNITS = 1 << 24
+"""More units than any width has."""
 
 
 def given(flag: str | tuple[str, ...], text: str, **more: Any) -> Any:
@@ -157,7 +158,7 @@ def run_change(common: Writing, source: str, command: str, select: Selector) -> 
     to_standard = common.output == STANDARD or (source == STANDARD and common.output is None)
     if to_standard and common.as_json and not common.dry_run:
         raise UsageError("--json and the checkpoint both want standard output; give -o FILE")
-    with readable(source) as path, _destination(common.output, to_standard) as output:
+    with readable(source) as path, destination(common.output, to_standard) as output:
         options = dataclasses.replace(options_of(common), output=output)
         report = change(path, command, select, options)
         if source == STANDARD:
@@ -165,38 +166,10 @@ def run_change(common: Writing, source: str, command: str, select: Selector) -> 
         if to_standard and not common.dry_run:
             print_report(report, as_json=False, path=None)
             assert output is not None
-            with output.open("rb") as file:
-                shutil.copyfileobj(file, sys.stdout.buffer)
-            sys.stdout.buffer.flush()
+            send(output)
             return 0
     print_report(report, as_json=common.as_json, path=report.output)
     return 0
-
-
-@contextlib.contextmanager
-def readable(source: str) -> Iterator[Path]:
-    """The path of an argument; standard input is kept in a temporary file meanwhile."""
-    if source != STANDARD:
-        yield Path(source)
-        return
-    if sys.stdin.isatty():
-        raise UsageError("- reads a checkpoint from standard input, which is a terminal")
-    with tempfile.TemporaryDirectory(prefix="netgrow-") as folder:
-        path = Path(folder) / "stdin"
-        with path.open("wb") as file:
-            shutil.copyfileobj(sys.stdin.buffer, file)
-        yield path
-
-
-@contextlib.contextmanager
-def _destination(output: str | None, to_standard: bool) -> Iterator[Path | None]:
-    if not to_standard:
-        yield Path(output) if output is not None else None
-        return
-    if sys.stdout.isatty():
-        raise UsageError("the checkpoint would go to the terminal; give -o FILE, or send standard output to a file")
-    with tempfile.TemporaryDirectory(prefix="netgrow-") as folder:
-        yield Path(folder) / "stdout"
 
 
 def parse_units(text: str | None) -> tuple[list[int] | None, bool]:
@@ -209,10 +182,12 @@ def parse_units(text: str | None) -> tuple[list[int] | None, bool]:
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         try:
-            start = int(first)
-            units.extend(range(start, int(last) + 1) if dash else [start])
+            start, stop = int(first), int(last if dash else first)
         except ValueError:
             raise UsageError(f"--units {text}: numbers are needed, as in 3,7 or 0-9, or all") from None
+        if stop - start >= MOST_UNITS:
+            raise UsageError(f"--units {text}: more units than any layer has")
+        units.extend(range(start, stop + 1))
     if not units:
         raise UsageError(f"--units {text}: no unit is named")
     return sorted(set(units)), False

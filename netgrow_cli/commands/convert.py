@@ -11,11 +11,17 @@ from typing import Any
 
 from netgrow_cli.checkpoint import Checkpoint, TensorInfo, create_writer, open_checkpoint, staged_outputs
 from netgrow_cli.checkpoint.dtypes import has_torch_form
+from netgrow_cli.commands.streams import STANDARD, destination, readable, send
 from netgrow_cli.errors import CheckpointError, UsageError
+from netgrow_cli.surgery.record import METADATA_RECORD
+from netgrow_cli.topology.discover import METADATA_SPEC
 
+_OTHER = {"torch": "safetensors", "safetensors": "torch"}
 _FORMATS = {".safetensors": "safetensors", **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), "torch")}
 # Safetensors cannot share memory between names; which names did is kept here: {later name: first name}.
 _TIED = "netgrow.tied"
+# What goes with a checkpoint: in the metadata of a safetensors file, beside a torch file.
+_COMPANIONS = {METADATA_SPEC: ".netgrow.yaml", METADATA_RECORD: ".netgrow.json"}
 # What loaders of the Hugging Face kind insist on.
 _FORMAT_METADATA = {"format": "pt"}
 
@@ -25,25 +31,48 @@ def convert(source: str, output: str, force: bool = False, as_json: bool = False
 
     The new path goes to standard output; what the new format cannot hold, to standard error.
     """
-    path, target = Path(source), Path(output)
-    wanted = _format_of(target)
-    # Names stay as they are, wrappers included: a conversion changes the container only.
-    with open_checkpoint(path, key=key, prefix="") as checkpoint:
-        if checkpoint.format == wanted:
-            other = ".pt" if wanted == "safetensors" else ".safetensors"
-            raise UsageError(f"{path} is a {wanted} file already; give an output that ends in {other}")
-        with staged_outputs([target], force=force, inputs=[path]) as staged:
-            dropped = _TO[wanted](checkpoint, staged.paths[0])
-            count = len(checkpoint.tensors)
-            staged.commit()
+    to_standard = output == STANDARD
+    if to_standard and as_json:
+        raise UsageError("--json and the checkpoint both want standard output; give -o FILE")
+    with readable(source) as path, destination(output, to_standard) as target:
+        assert target is not None
+        # Names stay as they are, wrappers included: a conversion changes the container only.
+        with open_checkpoint(path, key=key, prefix="") as checkpoint:
+            wanted = _OTHER[checkpoint.format] if to_standard else _format_of(target)
+            if checkpoint.format == wanted:
+                other = ".pt" if wanted == "safetensors" else ".safetensors"
+                raise UsageError(f"{path} is a {wanted} file already; give an output that ends in {other}")
+            # Standard output holds one file: what would lie beside a torch file is left out, and said to be.
+            kept = {} if to_standard and wanted == "torch" else _kept(checkpoint, path)
+            beside = {_beside_path(target, name): text for name, text in kept.items() if wanted == "torch"}
+            with staged_outputs([target, *beside], force=force, inputs=[path]) as staged:
+                dropped = _TO[wanted](checkpoint, staged.paths[0], kept)
+                for place, text in zip(staged.paths[1:], beside.values(), strict=True):
+                    place.write_text(text, encoding="utf-8")
+                count = len(checkpoint.tensors)
+                staged.commit()
+        if to_standard:
+            send(target)
     if as_json:
         result = {"command": "convert", "input": source, "output": output, "tensors": count, "dropped": dropped}
         print(json.dumps(result, ensure_ascii=False))
-    else:
+    elif not to_standard:
         print(output)
     if dropped:
-        print(f"warning: {target} does not hold all of {path}; left out: {', '.join(dropped)}", file=sys.stderr)
+        print(f"warning: {output} does not hold all of {source}; left out: {', '.join(dropped)}", file=sys.stderr)
     return 0
+
+
+def _kept(checkpoint: Checkpoint, path: Path) -> dict[str, str]:
+    """The spec and the record that go with a checkpoint, inside it or beside it, by their names inside."""
+    if checkpoint.format == "safetensors":
+        return {name: checkpoint.metadata[name] for name in _COMPANIONS if name in checkpoint.metadata}
+    beside = {name: _beside_path(path, name) for name in _COMPANIONS}
+    return {name: place.read_text(encoding="utf-8") for name, place in beside.items() if place.is_file()}
+
+
+def _beside_path(path: Path, name: str) -> Path:
+    return path.with_name(path.name + _COMPANIONS[name])
 
 
 def _format_of(target: Path) -> str:
@@ -52,9 +81,9 @@ def _format_of(target: Path) -> str:
     return _FORMATS[target.suffix]
 
 
-def _to_safetensors(checkpoint: Checkpoint, path: Path) -> list[str]:
+def _to_safetensors(checkpoint: Checkpoint, path: Path, kept: Mapping[str, str]) -> list[str]:
     tied = {name: info.tied_to for name, info in checkpoint.tensors.items() if info.tied_to is not None}
-    metadata = dict(_FORMAT_METADATA)
+    metadata = {**_FORMAT_METADATA, **kept}
     if tied:
         metadata[_TIED] = json.dumps(tied, ensure_ascii=False, sort_keys=True)
         for name, first in tied.items():
@@ -63,7 +92,7 @@ def _to_safetensors(checkpoint: Checkpoint, path: Path) -> list[str]:
     return list(_beside(checkpoint.tree(), checkpoint.key or "", checkpoint.tensors))
 
 
-def _to_torch(checkpoint: Checkpoint, path: Path) -> list[str]:
+def _to_torch(checkpoint: Checkpoint, path: Path, kept: Mapping[str, str]) -> list[str]:
     for info in checkpoint.tensors.values():
         if not has_torch_form(info.dtype, info.shape):
             raise CheckpointError(f"tensor {info.name!r} is {info.dtype} {list(info.shape)}, which torch cannot hold")
@@ -74,7 +103,7 @@ def _to_torch(checkpoint: Checkpoint, path: Path) -> list[str]:
     return [
         f"metadata {name}"
         for name, value in checkpoint.metadata.items()
-        if name != _TIED and _FORMAT_METADATA.get(name) != value
+        if name != _TIED and name not in kept and _FORMAT_METADATA.get(name) != value
     ]
 
 

@@ -34,7 +34,12 @@ def infer(
         draft = draft_spec(checkpoint.tensors, str(path), canonical(activation))
         solve(parse_spec(draft.text, str(path)).graph(checkpoint.tensors), checkpoint.tensors)
     if output is not None and output != STANDARD:
-        with staged_outputs([Path(output)], force=force) as staged:
+        target = Path(output)
+        if not target.name:
+            raise UsageError(f"-o {output or repr(output)} names no file")
+        if ckpt != STANDARD and target.exists() and target.samefile(ckpt):
+            raise UsageError(f"-o {output} is the checkpoint itself; name a YAML file")
+        with staged_outputs([target], force=force) as staged:
             staged.paths[0].write_text(draft.text, encoding="utf-8")
             staged.commit()
     for line in draft.assumed:

@@ -10,12 +10,13 @@ if TYPE_CHECKING:
     from netgrow_cli.proof.foldback import FoldBack
     from netgrow_cli.proof.permutation import Certificate
 
+CONSTANT = "the outputs are the same on all probes, so that this shows little; pass --probe-data"
+
 
 def check_text(job: Job, found: Certificate) -> str:
     """What the certificate says, and what is frozen."""
     count = len(job.checkpoint.tensors)
     lines = [f"spec: {job.found.origin} fits {count} tensors"]
-    lines.extend(f"assumed: {line}" for line in job.found.assumed)
     result = found.equivalence
     outcome = "unchanged" if result.equal else "CHANGED"
     lines.append(
@@ -30,8 +31,6 @@ def check_text(job: Job, found: Certificate) -> str:
     lines.extend(
         f"frozen: {info.name} ({info.size}): {info.frozen}" for info in job.topology.widths.values() if info.frozen
     )
-    if result.constant:
-        lines.append("warning: the outputs are the same on all probes, so that this shows little; pass --probe-data")
     return "\n".join(lines)
 
 
@@ -48,6 +47,4 @@ def verify_text(found: Equivalence, folded: FoldBack | None) -> str:
         f"{word}: outputs differ by {found.max_rel:.3g} of their size, {found.max_abs:.3g} absolutely "
         f"(tolerance {found.tolerance:g}, {found.probes} {found.origin} probes, {found.dtype})"
     )
-    if found.constant:
-        lines.append("warning: the outputs are the same on all probes, so that this shows little; pass --probe-data")
     return "\n".join(lines)
