@@ -101,7 +101,9 @@ def _proof(report: Report, console: Console) -> None:
         return
     data = "random" if found.origin == "random" else f"({found.origin})"
     seen = f"{found.probes} {data} probes in {found.dtype}"
-    if found.equal:
+    if found.max_rel == 0.0:
+        console.print(f"[green]equal[/]: outputs are identical on {seen}")
+    elif found.equal:
         console.print(f"[green]equal[/]: outputs differ by {found.max_rel:.1e} of their size on {seen}")
     else:
         console.print(
