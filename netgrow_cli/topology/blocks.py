@@ -110,7 +110,7 @@ def _count(name: str, given: Located, tensors: Sequence[str]) -> int:
     if isinstance(given.value, int) and not isinstance(given.value, bool) and 0 < given.value <= MOST_BLOCKS:
         return given.value
     if given.value != "auto":
-        raise SpecError(f"{given.mark}: `repeat:` of {name!r} must be a number or auto, found {given.value!r}")
+        raise SpecError(f"{given.mark}: `repeat:` of {name!r} must be a number or auto, found {given.plain()!r}")
     before, _, after = name.partition("{i}")
     pattern = re.compile(re.escape(before) + r"(\d+)" + re.escape(after) + r"\.")
     found = {int(match[1]) for tensor in tensors if (match := pattern.match(tensor))}

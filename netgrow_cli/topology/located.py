@@ -13,7 +13,28 @@ from netgrow_cli.topology.graph import Mark
 MOST_NODES = 200_000
 """More values than any spec has: an alias bomb ends here."""
 
+MOST_DEPTH = 50
+"""A block's layer's range is at depth 8."""
+
 _PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+
+
+class _TooDeep(Exception):
+    """Carries the line."""
+
+
+class _Shallow(yaml.SafeLoader):
+    """Stops at a depth that no spec has, before the time that deep nesting takes."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self._depth += 1
+        if self._depth > MOST_DEPTH:
+            raise _TooDeep(parent.start_mark.line + 1 if parent else 1)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,15 +57,15 @@ class Located:
 def load(text: str, file: str) -> Located:
     """Parse YAML text. Raises SpecError for bad syntax, duplicate keys, tags, and documents that blow up."""
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = yaml.compose(text, Loader=_Shallow)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         raise SpecError(f"{file}{line}: no valid YAML: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise SpecError(f"{file}: no valid YAML: {str(error).splitlines()[0]}") from None
-    except RecursionError:
-        raise SpecError(f"{file}: nested too deeply to be a spec") from None
+    except _TooDeep as deep:
+        raise SpecError(f"{file}:{deep}: nested too deeply to be a spec") from None
     if root is None:
         raise SpecError(f"{file}: it is empty; a spec starts with `netgrow: 1`")
     try:

@@ -307,6 +307,7 @@ class _Builder:
         text = (item.value if isinstance(item.value, str) else written).strip()
         name = self._resolve(text, scope)
         if name is not None:
+            self._one_output(item, text, name)
             return Ref(name)
         match = _SLICE.match(text)
         base = self._resolve(match["name"], scope) if match else None
@@ -316,20 +317,22 @@ class _Builder:
             for prefix in scope:
                 wanted = self._ends.get(f"{prefix}.{wanted}", wanted)
             raise SpecError(f"{item.mark}: {reader!r} reads {wanted!r}, which is no layer{_close(wanted, known)}")
-        several = base in self._layers and self._is_multiple(base)
         if match["index"] is not None:
-            if not several:
+            if not self._is_multiple(base):
                 raise SpecError(
                     f"{item.mark}: {text!r}: {base!r} has one output; a range of units is written "
                     f"'{base}[{match['index']}:{int(match['index']) + 1}]'"
                 )
             return Ref(base, int(match["index"]))
-        if several:
-            raise SpecError(f"{item.mark}: {text!r}: {base!r} has several outputs; choose one: '{base}[0]'")
+        self._one_output(item, text, base)
         return self._slice(item, base, match)
 
+    def _one_output(self, item: Located, text: str, name: str) -> None:
+        if self._is_multiple(name):
+            raise SpecError(f"{item.mark}: {text!r}: {name!r} has several outputs; choose one: '{name}[0]'")
+
     def _is_multiple(self, name: str) -> bool:
-        body = self._layers[name].body.value
+        body = self._layers[name].body.value if name in self._layers else None
         stated = body.get("op") if isinstance(body, dict) else None
         op = OPS.get(canonical(str(stated.value))) if stated is not None else None
         return op is not None and op.multiple
@@ -366,7 +369,9 @@ class _Builder:
         """The full name of a value: in the reader's own block first, then outwards."""
         for prefix in (*reversed(scope), ""):
             full = f"{prefix}.{name}" if prefix else name
-            full = self._ends.get(full, full)
+            if full in self._ends:  # what a block reads or gives, and nothing further out
+                full = self._ends[full]
+                return full if full in self._layers or full in self._inputs else None
             if full in self._layers or full in self._inputs:
                 return full
         return None
