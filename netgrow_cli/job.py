@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from netgrow_cli.checkpoint import Checkpoint, TensorInfo, open_checkpoint, staged_outputs
+from netgrow_cli.checkpoint import Checkpoint, TensorInfo, check_outputs, open_checkpoint, staged_outputs
 from netgrow_cli.errors import NotEquivalent, Refused, UsageError
 from netgrow_cli.proof.activity import Activity, observe
-from netgrow_cli.proof.equivalence import EXACT, ROUNDED, Equivalence, compare
+from netgrow_cli.proof.equivalence import EXACT, ROUNDED, Equivalence, compare, torch_dtype
 from netgrow_cli.proof.foldback import FoldBack, fold_back
 from netgrow_cli.proof.learnable import Learnability, learnability
 from netgrow_cli.proof.network import Network
@@ -147,6 +147,7 @@ class Report:
             "allowed_drift": self.allowed_drift,
             "folded_back": dataclasses.asdict(self.folded) if self.folded else None,
             "learnable": self.learnable.as_json() if self.learnable else None,
+            "assumed": list(self.assumed),
             "notes": list(self.notes),
             "warnings": list(self.warnings),
         }
@@ -168,6 +169,8 @@ class Report:
 @contextlib.contextmanager
 def opened(path: Path, options: Options) -> Iterator[Job]:
     """Open a checkpoint and solve its topology."""
+    torch_dtype(options.dtype)
+    check_device(options.device)
     early = spec_before_opening(path, options.spec)
     key = options.key if options.key is not None else (early.key if early else None)
     prefix = options.prefix if options.prefix is not None else (early.prefix if early else None)
@@ -196,9 +199,10 @@ def change(path: Path, command: str, select: Selector, options: Options) -> Repo
     with opened(path, options) as job:
         require_complete(job.topology)
         output = options.output or default_output(path, command)
+        _check_ending(job, output)
         targets = [output, *companions(job.checkpoint, output)]
         if not options.dry_run:
-            _refuse_existing(targets, options.force)
+            check_outputs(targets, force=options.force, inputs=[path])
         selection = select(job)
         folds, plan = _plan(job, selection)
         if plan.lossy and options.allow_drift is None:
@@ -261,6 +265,7 @@ class _Draft:
         options, found = self.job.options, []
         if not options.verify and not options.dry_run:
             found.append("NOT VERIFIED (--no-verify): nothing was compared; run `netgrow verify` on the two files")
+        found.extend(_left_behind(self.job, self.plan))
         found.extend(self.folds.inexact)
         found.extend(f"lossy: {why}" for why in self.plan.lossy)
         if self.equivalence is not None and self.equivalence.constant:
@@ -283,6 +288,25 @@ class _Draft:
         return tuple(found)
 
 
+def _left_behind(job: Job, plan: Plan) -> Iterator[str]:
+    """Other state dicts of the file with the tensors that change: an average of the weights, mostly."""
+    if job.checkpoint.format == "safetensors":
+        return
+    from netgrow_cli.checkpoint.state_dicts import find_state_dicts
+
+    edited = [name for name in job.checkpoint.tensors if job.topology.aliases.get(name) in plan.edits]
+    for path, node in find_state_dicts(job.checkpoint.tree()).items():
+        place = ".".join(map(str, path))
+        if place == (job.checkpoint.key or ""):
+            continue
+        same = next((name for name in edited if any(f".{other}".endswith(f".{name}") for other in node)), None)
+        if same is not None:
+            yield (
+                f"{place!r} in the checkpoint holds {same} too and stays as it was, in its old shapes; change it "
+                f"as well with --key {place}, or leave it behind"
+            )
+
+
 def _learnability_text(found: Learnability) -> str:
     parts = [f"{name} unit {unit} gets no gradient" for name, unit in found.stuck[:3]]
     parts += [f"{name} units {one} and {other} stay alike" for name, one, other in found.twins[:3]]
@@ -290,11 +314,15 @@ def _learnability_text(found: Learnability) -> str:
     return "not learnable: " + "; ".join(parts) + (f"; and {more} more" if more else "")
 
 
-def _refuse_existing(targets: Sequence[Path], force: bool) -> None:
-    """Before any work is done; staging checks again."""
-    for target in targets:
-        if target.exists() and not force:
-            raise UsageError(f"{target} exists; pass --force to replace it, or another path with -o")
+def _check_ending(job: Job, output: Path) -> None:
+    """An output has its input's format; a name that says otherwise would mislead. Raises UsageError."""
+    is_safetensors = job.checkpoint.format == "safetensors"
+    says = {".safetensors": True, **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), False)}.get(output.suffix)
+    if says is not None and says != is_safetensors and output.suffix != job.path.suffix:
+        form = "safetensors" if is_safetensors else "torch"
+        raise UsageError(
+            f"{output}: the output has the format of {job.path.name}, {form}; name it so, and `netgrow convert` it then"
+        )
 
 
 def _plan(job: Job, selection: Selection) -> tuple[Folds, Plan]:
@@ -372,6 +400,17 @@ def _prove(report: _Draft, written: Path, spec_text: str, output: Path) -> _Draf
         if options.check_learnable:
             learnable = learnability(job.topology, report.plan, new, probes, seed=options.seed)
     return dataclasses.replace(report, equivalence=equivalence, folded=folded, learnable=learnable)
+
+
+def check_device(name: str) -> None:
+    """Raises UsageError for a device that cannot compute here."""
+    import torch
+
+    try:
+        torch.zeros(1, device=name).sum().item()
+    except Exception as error:  # each kind of device fails in its own way
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UsageError(f"--device {name}: it cannot be used here ({reason}); cpu always can") from None
 
 
 def proof_tolerance(job: Job, rounds: bool) -> float:

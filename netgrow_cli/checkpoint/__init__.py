@@ -17,7 +17,7 @@ from pathlib import Path
 
 from netgrow_cli.checkpoint.detect import detect
 from netgrow_cli.checkpoint.safetensors_file import SafetensorsCheckpoint, SafetensorsWriter
-from netgrow_cli.checkpoint.staging import Staging, staged_outputs
+from netgrow_cli.checkpoint.staging import Staging, check_outputs, staged_outputs
 from netgrow_cli.checkpoint.types import Checkpoint, TensorInfo, Writer
 from netgrow_cli.errors import CheckpointError
 
@@ -26,6 +26,7 @@ __all__ = [
     "Staging",
     "TensorInfo",
     "Writer",
+    "check_outputs",
     "create_writer",
     "open_checkpoint",
     "staged_outputs",

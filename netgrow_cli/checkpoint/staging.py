@@ -41,7 +41,7 @@ def staged_outputs(targets: Sequence[Path], *, force: bool, inputs: Sequence[Pat
     exact), CheckpointError if a target's folder is missing or cannot be written to. An OSError while writing
     becomes a CheckpointError that names the target.
     """
-    _refuse(targets, force=force, inputs=inputs)
+    check_outputs(targets, force=force, inputs=inputs)
     temporary: dict[Path, Path] = {}
     try:
         for target in targets:
@@ -59,7 +59,8 @@ def staged_outputs(targets: Sequence[Path], *, force: bool, inputs: Sequence[Pat
             path.unlink(missing_ok=True)
 
 
-def _refuse(targets: Sequence[Path], *, force: bool, inputs: Sequence[Path]) -> None:
+def check_outputs(targets: Sequence[Path], *, force: bool, inputs: Sequence[Path] = ()) -> None:
+    """What `staged_outputs` refuses, to be asked for before long work. Raises UsageError, CheckpointError."""
     for target in targets:
         with _cannot_write(target):  # even asking for a name that is too long is an error
             _refuse_target(target, force=force, inputs=inputs)

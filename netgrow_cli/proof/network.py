@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from netgrow_cli.checkpoint.types import Checkpoint, TensorInfo
+from netgrow_cli.errors import Refused
 from netgrow_cli.topology.graph import Graph
 from netgrow_cli.topology.run import Observe, run
 from netgrow_cli.topology.solve import Topology, solve
@@ -50,6 +51,16 @@ class Network:
         with torch.no_grad():
             return run(self.solved(sizes), self._on_device, inputs, dtype=dtype, observe=observe)
 
-    def _on_device(self, name: str) -> Any:
+    def read_real(self, name: str) -> Any:
+        """A tensor to compute with. Raises Refused where it holds integers, quantised or not, or complex numbers."""
         tensor = self.read(name)
+        if not tensor.is_floating_point():
+            raise Refused(
+                f"{name} holds {self.infos[name].dtype} values, which netgrow cannot compute with; convert the "
+                "checkpoint to a floating dtype first (dequantise it)"
+            )
+        return tensor
+
+    def _on_device(self, name: str) -> Any:
+        tensor = self.read_real(name)
         return tensor if self.device == "cpu" else tensor.to(self.device)

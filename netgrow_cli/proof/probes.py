@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from netgrow_cli.errors import UsageError
+from netgrow_cli.errors import NetgrowError, UsageError
 from netgrow_cli.topology.graph import Graph, Input
 
 BATCH = 256
@@ -117,6 +117,9 @@ def _load(path: Path) -> dict[str, Any]:
     import numpy as np
     import torch
 
+    from netgrow_cli.checkpoint.detect import detect
+    from netgrow_cli.checkpoint.torch_load import load_tree
+
     try:
         if path.suffix == ".npy":
             return {"": torch.from_numpy(np.load(path, allow_pickle=False))}
@@ -124,17 +127,19 @@ def _load(path: Path) -> dict[str, Any]:
             with np.load(path, allow_pickle=False) as archive:
                 return {name: torch.from_numpy(archive[name]) for name in archive.files}
         if path.suffix == ".csv":
-            table = np.loadtxt(path, delimiter=",", ndmin=2, skiprows=_header_rows(path), dtype=np.float64)
+            table = np.loadtxt(_rows(path), delimiter=",", ndmin=2, dtype=np.float64)
             return {"": torch.from_numpy(table)}
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return dict(load_file(path))
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = load_tree(path, detect(path))
+    except NetgrowError:
+        raise
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such file of probes") from None
     except Exception as error:
-        raise UsageError(f"{path}: cannot be read as probes: {str(error).splitlines()[0]}") from None
+        raise UsageError(f"{path}: cannot be read as probes: {_first_line(error)}") from None
     if isinstance(loaded, torch.Tensor):
         return {"": loaded}
     if isinstance(loaded, dict) and loaded and all(isinstance(v, torch.Tensor) for v in loaded.values()):
@@ -142,14 +147,25 @@ def _load(path: Path) -> dict[str, Any]:
     raise UsageError(f"{path}: probes should be a tensor, or tensors by input name")
 
 
-def _header_rows(path: Path) -> int:
-    with path.open(encoding="utf-8") as file:
-        first = file.readline().split(",")
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _rows(path: Path) -> list[str]:
+    """The lines of a table, without a header: a first line in which nothing is a number. Raises UsageError."""
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = lines if lines and any(map(_is_number, lines[0].split(","))) else lines[1:]
+    if not rows:
+        raise UsageError(f"{path}: it has no rows")
+    return rows
+
+
+def _is_number(cell: str) -> bool:
     try:
-        [float(cell) for cell in first]
+        float(cell)
     except ValueError:
-        return 1
-    return 0
+        return False
+    return True
 
 
 def _fixed_batch(graph: Graph) -> int | None:

@@ -36,7 +36,7 @@ def _rows(network: Network, width: int) -> Any:
         for labels in occurrences(topology.tensors[use.tensor][use.axis], width):
             there = np.flatnonzero(labels >= 0)
             order = there[np.argsort(labels[there], kind="stable")]
-            values = network.read(use.tensor).double().numpy().swapaxes(0, use.axis)[order]
+            values = network.read_real(use.tensor).double().numpy().swapaxes(0, use.axis)[order]
             # Adding zero makes the two zeros one.
             parts.append(values.reshape(size, -1) + 0.0)
     return np.ascontiguousarray(np.concatenate(parts, axis=1))

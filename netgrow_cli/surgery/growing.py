@@ -14,6 +14,12 @@ from netgrow_cli.surgery.change import Init, WidthChange
 from netgrow_cli.surgery.scores import SCORES, Scores
 from netgrow_cli.surgery.select import Target, free_widths, single_widths, size_class, targets, units_of
 
+MOST_UNITS = 1 << 24
+"""More units than any width has: beyond it a number was mistyped."""
+
+MOST_WAYS = 16
+"""Each further copy of a unit gets half of the one before; beyond this the last ones learn nothing."""
+
 
 def expanding(
     layers: Sequence[str],
@@ -49,6 +55,8 @@ def _more(name: str, size: int, add: int | None, to: int | None, times: float | 
     wanted = size + add if add is not None else to if to is not None else round(size * (times or 0.0))
     if wanted <= size:
         raise UsageError(f"{name} has {size} units; {wanted} is no expansion (use `netgrow prune` to remove units)")
+    if wanted > MOST_UNITS:
+        raise UsageError(f"{name} has {size} units; {wanted} are more than any width has (at most {MOST_UNITS})")
     return wanted - size
 
 
@@ -67,8 +75,10 @@ def splitting(
     """Units that become several: stated ones, all, the best by a score, or those above a score."""
     if sum((units is not None, every, top is not None, above is not None)) != 1:
         raise UsageError("say which units: one of --units 3,7 (or all), --top K, --above C")
-    if ways < 2:
-        raise UsageError(f"--ways {ways}: a unit is split into 2 or more")
+    if not 2 <= ways <= MOST_WAYS:
+        raise UsageError(f"--ways {ways}: a unit is split into 2 to {MOST_WAYS}")
+    if above is not None and math.isnan(above):
+        raise UsageError("--above nan: a number is needed")
     if not (math.isfinite(noise) and noise >= 0.0):
         raise UsageError(f"--noise {noise}: a number of at least 0 is needed")
     if top is not None and top < 1:

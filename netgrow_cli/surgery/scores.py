@@ -47,7 +47,7 @@ def _squares(network: Network, width: int, wanted: Role) -> Scores:
         if not any(role is wanted and occurrences(part, width) for part, role in use.parts):
             continue
         done.add((use.tensor, use.axis))
-        squares = _sum_squares(network.read(use.tensor), use.axis)
+        squares = _sum_squares(network.read_real(use.tensor), use.axis)
         for labels in occurrences(topology.tensors[use.tensor][use.axis], width):
             there = labels >= 0
             np.add.at(total, labels[there], squares[there])

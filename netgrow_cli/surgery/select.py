@@ -61,7 +61,8 @@ def _layer_names(topology: Topology, pattern: str) -> list[str]:
 
 
 def _close(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    lower = {item.lower(): item for item in known}
+    close = [lower[item] for item in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
     return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
 
 
@@ -132,7 +133,10 @@ def units_of(topology: Topology, chosen: Sequence[Target], indices: Sequence[int
                 raise Refused(f"index {index} of {target.name!r} belongs to no width: its place is fixed")
             info, unit = holders[0]
             if info.frozen is not None:
-                raise Refused(f"{info.name} ({info.size} units) may not change: {info.frozen}")
+                raise Refused(
+                    f"{info.name} ({info.size} units) may not change: {info.frozen}; `netgrow inspect` lists the "
+                    "widths that may"
+                )
             picked.setdefault(info.width.id, set()).add(unit)
     return {width: sorted(units) for width, units in picked.items()}
 
