@@ -1,19 +1,22 @@
 """Folding back: from what a change did, the original tensors must come back, bit for bit in their own dtype.
 
-Copies' outgoing weights are summed, fresh units are dropped once their outgoing weights are seen to be zero or to
-cancel. Where probes sample, this is complete: for expand and split without compensation it is a proof by
-itself. What it cannot see (units that were dropped, rescaled gains, folded constants) is left to the probes.
+Copies' outgoing weights are summed, their incoming ones each are the original's; fresh units are dropped once their
+outgoing weights are seen to be zero or to cancel, or they to be zero or the mean themselves. Where probes sample,
+this is complete: for expand and split without compensation it is a proof by itself. That units which were dropped,
+rescaled gains and folded constants keep the function, it cannot see: that is left to the probes.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 
+from netgrow_cli.surgery.edit import CONSTANTS, absorbed, means, rescaled
 from netgrow_cli.surgery.plan import AxisEdit, Plan, TensorEdit
+from netgrow_cli.topology.layout import IndexMap
 from netgrow_cli.topology.solve import Topology
 
 
@@ -21,8 +24,9 @@ from netgrow_cli.topology.solve import Topology
 class FoldBack:
     """The outcome.
 
-    exact: tensors that came back bit for bit; differing: those that did not; left: those that only probes can
-    speak for, because something was dropped, rescaled or folded into them. whole: every change came back completely.
+    exact: tensors that came back bit for bit; differing: those that are not as the change makes them; left: those
+    that only probes can speak for, because something was dropped, rescaled or folded into them. whole: every change
+    came back completely.
     """
 
     exact: int
@@ -51,18 +55,15 @@ def fold_back(
             continue
         before, after = old(name), new(name)
         edit = plan.edits.get(name)
-        if name in patched or (edit is not None and (edit.gain != 1.0 or _loses(edit))):
+        changed = name in patched or (edit is not None and (edit.gain != 1.0 or _loses(edit)))
+        if changed:
             left.append(name)
-        if edit is None:
-            same = name in patched or _same_bits(before, after)
-        elif name in patched or edit.gain != 1.0 or any(axis.absorb for axis in edit.axes):
+        if name in patched:
             continue
-        else:
-            same = _folds(before, after, edit, torch)
-        if not same:
+        if not (_same_bits(before, after) if edit is None else _folds(before, after, edit, torch)):
             differing.append(name)
-        else:
-            exact += name not in patched
+        elif not changed:
+            exact += 1
     return FoldBack(exact, tuple(differing), tuple(left))
 
 
@@ -83,33 +84,75 @@ def _same_bits(before: Any, after: Any) -> bool:
 
 
 def _folds(before: Any, after: Any, edit: TensorEdit, torch: Any) -> bool:
-    if tuple(after.shape) != edit.after:
+    """Whether what was kept, what copies share and what was started is as the edit says."""
+    if tuple(after.shape) != edit.after or after.dtype != before.dtype:
         return False
-    folded = after.to(torch.float64)
+    expected, folded = before, after.to(torch.float64)
+    for axis in edit.axes:
+        expected = absorbed(expected, axis)
+    if edit.gain != 1.0:
+        expected = rescaled(expected, edit)
     for axis in edit.axes:
         for sharing in reversed(axis.sharing):
             first, second = torch.from_numpy(sharing.first), torch.from_numpy(sharing.second)
             folded = folded.index_add(axis.axis, first, folded.index_select(axis.axis, second))
-    if not all(_is_harmless(folded, axis, torch) for axis in edit.axes):
+    kept = {axis.axis: _kept(axis) for axis in edit.axes}
+    if not all(
+        _is_harmless(folded, axis, torch) and _is_started(before, folded, edit, axis, kept, torch) for axis in edit.axes
+    ):
         return False
-    kept = before
     for axis in edit.axes:
-        old, new = np.unique(axis.index, return_index=True)
-        new, old = new[old >= 0], old[old >= 0]
-        folded = folded.index_select(axis.axis, torch.from_numpy(new))
-        kept = kept.index_select(axis.axis, torch.from_numpy(old))
+        folded = _select(folded, axis.axis, kept[axis.axis], torch)
+        expected = _select(expected, axis.axis, axis.index[kept[axis.axis]], torch)
     # A negative zero that was halved and summed comes back as zero: equal numbers are what counts here.
-    return bool(torch.equal(folded.to(before.dtype), kept))
+    return bool(torch.equal(folded.to(before.dtype), expected))
+
+
+def _kept(axis: AxisEdit) -> IndexMap:
+    """New indices that hold an old one's numbers; of those that share them, the one that they were summed in."""
+    summed = [sharing.second for sharing in axis.sharing]
+    return np.setdiff1d(np.flatnonzero(axis.index >= 0), np.concatenate([np.zeros(0, dtype=np.int64), *summed]))
+
+
+def _select(tensor: Any, axis: int, places: IndexMap, torch: Any) -> Any:
+    return tensor.index_select(axis, torch.from_numpy(np.ascontiguousarray(places)))
 
 
 def _is_harmless(folded: Any, axis: AxisEdit, torch: Any) -> bool:
     """Readers of fresh units: zero, or cancelling in pairs."""
-    if len(axis.zero):
-        pairs_first, pairs_second = axis.opposed
-        lone = np.setdiff1d(axis.zero, np.concatenate([pairs_first, pairs_second]))
-        if bool(folded.index_select(axis.axis, torch.from_numpy(lone)).any()):
+    if not len(axis.zero):
+        return True
+    first, second = axis.opposed
+    lone = np.setdiff1d(axis.zero, np.concatenate([first, second]))
+    sums = _select(folded, axis.axis, first, torch) + _select(folded, axis.axis, second, torch)
+    return not bool(_select(folded, axis.axis, lone, torch).any()) and not bool(sums.any())
+
+
+def _is_started(
+    before: Any, folded: Any, edit: TensorEdit, axis: AxisEdit, kept: Mapping[int, IndexMap], torch: Any
+) -> bool:
+    """What makes fresh units: finite, and where equality rests on it, zero, the mean, or pairwise the same."""
+    if not bool(_select(folded, axis.axis, np.flatnonzero(axis.index < 0), torch).isfinite().all()):
+        return False
+    for other in edit.axes:
+        if other.axis != axis.axis:
+            folded = _select(folded, other.axis, kept[other.axis], torch)
+    first, second = (_select(folded, axis.axis, places, torch) for places in axis.mirror)
+    if bool(_select(folded, axis.axis, axis.blank, torch).any()) or not torch.equal(first, second):
+        return False
+    constant = CONSTANTS.get(edit.start)
+    if constant is not None:
+        started = _select(folded, axis.axis, axis.start, torch)
+        wanted = torch.full(started.shape, constant, dtype=before.dtype)
+        wanted = rescaled(wanted, edit) if edit.gain != 1.0 else wanted
+        if not torch.equal(started, wanted.to(started.dtype)):
             return False
-        one = folded.index_select(axis.axis, torch.from_numpy(pairs_first))
-        other = folded.index_select(axis.axis, torch.from_numpy(pairs_second))
-        return not bool((one + other).any())
+    for averaging in axis.mean:
+        wanted = means(before, edit, axis, averaging)
+        for other in edit.axes:
+            if other.axis != axis.axis:
+                wanted = _select(wanted, other.axis, kept[other.axis], torch)
+        found = _select(folded, axis.axis, averaging.places, torch).to(before.dtype)
+        if not torch.equal(found, wanted):
+            return False
     return True

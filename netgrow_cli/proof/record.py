@@ -23,7 +23,7 @@ def fold_back_record(old: Job, new: Checkpoint, path: Path) -> tuple[FoldBack | 
     try:
         record = parse_record(text, str(path))
         changes = changes_of(record, old.topology)
-        plan = make_plan(old.topology, old.checkpoint.tensors, changes, zero_units=True)
+        plan = make_plan(old.topology, old.checkpoint.tensors, changes, zero_units=bool(record.get("zero_units")))
     except NetgrowError:
         return None, False
     patched = record.get("patched", [])

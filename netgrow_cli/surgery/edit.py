@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from netgrow_cli.surgery.plan import AxisEdit, Sharing, TensorEdit
+from netgrow_cli.surgery.plan import Averaging, AxisEdit, Sharing, TensorEdit
 
 if TYPE_CHECKING:
     import torch
 
-_CONSTANTS = {"zero": 0.0, "one": 1.0, "quarter": 0.25}
+CONSTANTS = {"zero": 0.0, "one": 1.0, "quarter": 0.25}
 
 
 def apply_edit(old: torch.Tensor, edit: TensorEdit, seed: int) -> torch.Tensor:
@@ -21,18 +21,17 @@ def apply_edit(old: torch.Tensor, edit: TensorEdit, seed: int) -> torch.Tensor:
     draw = _Draw(seed, edit, old)
     new = old
     for axis in edit.axes:
-        new = _absorbed(new, axis)
+        new = absorbed(new, axis)
     for axis in edit.axes:
         new = new.index_select(axis.axis, _index(np.maximum(axis.index, 0)))
     for axis in edit.axes:
-        if len(axis.start):
-            _start(new, old, axis, edit, draw)
+        _start(new, old, axis, edit, draw)
     for axis in edit.axes:
         for level, sharing in enumerate(axis.sharing):
             _share(new, axis.axis, sharing, draw.noise(axis.axis, level))
         _start_readers(new, axis, draw)
     if edit.gain != 1.0:
-        new = _rescaled(new, edit)
+        new = rescaled(new, edit)
     return new.contiguous()
 
 
@@ -78,7 +77,7 @@ def _index(positions: Any) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(positions, dtype=np.int64))
 
 
-def _absorbed(tensor: torch.Tensor, axis: AxisEdit) -> torch.Tensor:
+def absorbed(tensor: torch.Tensor, axis: AxisEdit) -> torch.Tensor:
     """Merged units: what the gone one passed on is added to the kept one's, before anything moves."""
     import torch
 
@@ -93,32 +92,30 @@ def _absorbed(tensor: torch.Tensor, axis: AxisEdit) -> torch.Tensor:
 
 def _start(new: torch.Tensor, old: torch.Tensor, axis: AxisEdit, edit: TensorEdit, draw: _Draw) -> None:
     """Fresh entries along an axis that makes units."""
-    places = _index(axis.start)
-    shape = (*new.shape[: axis.axis], len(axis.start), *new.shape[axis.axis + 1 :])
-    if edit.fill == "mean" and axis.mean_of is not None:
-        values = _means(old, axis, edit)
-    elif edit.fill == "zero" and edit.start == "random":
-        values = new.new_zeros(shape)
-    elif edit.start in _CONSTANTS:
-        values = new.new_full(shape, _CONSTANTS[edit.start])
-    else:
-        values = draw.fresh(shape, f"start:{axis.axis}")
-    new.index_copy_(axis.axis, places, values)
+    if len(axis.start):
+        shape = _shape_of(new, axis.axis, len(axis.start))
+        constant = CONSTANTS.get(edit.start)
+        values = draw.fresh(shape, f"start:{axis.axis}") if constant is None else new.new_full(shape, constant)
+        new.index_copy_(axis.axis, _index(axis.start), values)
+    if len(axis.blank):
+        new.index_fill_(axis.axis, _index(axis.blank), 0.0)
+    for averaging in axis.mean:
+        new.index_copy_(axis.axis, _index(averaging.places), means(old, edit, axis, averaging))
     first, second = axis.mirror
     if len(first):
         new.index_copy_(axis.axis, _index(second), new.index_select(axis.axis, _index(first)))
 
 
-def _means(old: torch.Tensor, axis: AxisEdit, edit: TensorEdit) -> torch.Tensor:
+def means(old: torch.Tensor, edit: TensorEdit, axis: AxisEdit, averaging: Averaging) -> torch.Tensor:
+    """The mean of old units, with all other axes as they will be."""
     import torch
 
-    assert axis.mean_of is not None
     gathered = old.to(torch.float64)
     for other in edit.axes:
         if other.axis != axis.axis:
             gathered = gathered.index_select(other.axis, _index(np.maximum(other.index, 0)))
-    rows = [gathered.index_select(axis.axis, _index(sources)) for sources in axis.mean_of]
-    return (torch.stack(rows).mean(0)).to(old.dtype)
+    rows = [gathered.index_select(axis.axis, _index(sources)) for sources in averaging.sources]
+    return torch.stack(rows).mean(0).to(old.dtype)
 
 
 def _start_readers(new: torch.Tensor, axis: AxisEdit, draw: _Draw) -> None:
@@ -171,7 +168,8 @@ def _adds_up(one: torch.Tensor, other: torch.Tensor, whole: torch.Tensor) -> tor
     return (one.to(torch.float64) + other.to(torch.float64)) == whole.to(torch.float64)
 
 
-def _rescaled(tensor: torch.Tensor, edit: TensorEdit) -> torch.Tensor:
+def rescaled(tensor: torch.Tensor, edit: TensorEdit) -> torch.Tensor:
+    """A gain times its factor, as it is stored."""
     import torch
 
     return ((tensor.to(torch.float64) + edit.offset) * edit.gain - edit.offset).to(tensor.dtype)

@@ -3,7 +3,8 @@
 A copy that passes on a share `a` receives the gradient a g: its first moment scales by a, its second by a^2;
 what reads copies keeps its moments. Fresh entries: first moment 0, second the mean of the tensor's old ones
 (zero there would make the first updates several times the learning rate). A parameter that was rescaled by s
-has gradients 1/s as large.
+has gradients 1/s as large. A merged unit undoes a split: what makes it gets the gradients of both (m added, v as
+the square of the added roots), what reads it keeps its moments.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def edit_moment(old: torch.Tensor, edit: TensorEdit, power: int) -> torch.Tensor
 
     new = old
     for axis in edit.axes:
-        new = _merged(new, axis, power)
+        new = _pooled(new, axis, power)
     for axis in edit.axes:
         new = new.index_select(axis.axis, torch.from_numpy(np.maximum(axis.index, 0)))
         if (axis.scale != 1.0).any():
@@ -72,13 +73,16 @@ def edit_moment(old: torch.Tensor, edit: TensorEdit, power: int) -> torch.Tensor
     return (new / edit.gain**power).to(old.dtype).contiguous() if edit.gain != 1.0 else new.contiguous()
 
 
-def _merged(moment: torch.Tensor, axis: AxisEdit, power: int) -> torch.Tensor:
-    """Merged units: first moments add, second as the square of the sum of roots."""
+def _pooled(moment: torch.Tensor, axis: AxisEdit, power: int) -> torch.Tensor:
+    """What makes merged units: first moments add, second as the square of the sum of roots."""
     import torch
 
-    for entry in axis.absorb:
+    for entry in axis.pooled:
         wide = moment.double() if power == 1 else moment.double().clamp(min=0).sqrt()
         gone, kept = torch.from_numpy(entry.gone), torch.from_numpy(entry.kept)
-        wide = wide.index_add(axis.axis, kept, wide.index_select(axis.axis, gone))
+        shape = [1] * moment.dim()
+        shape[axis.axis] = -1
+        taken = wide.index_select(axis.axis, gone) * torch.from_numpy(entry.factor).reshape(shape)
+        wide = wide.index_add(axis.axis, kept, taken)
         moment = (wide if power == 1 else wide.square()).to(moment.dtype)
     return moment

@@ -47,27 +47,37 @@ class Absorbing:
 
 
 @dataclasses.dataclass(frozen=True)
+class Averaging:
+    """What comes to stand at new indices `places` is the mean over the rows of `sources`, old indices."""
+
+    places: IndexMap
+    sources: IndexMap
+
+
+@dataclasses.dataclass(frozen=True)
 class AxisEdit:
-    """What happens along one axis of one tensor; all positions but `absorb` are new ones.
+    """What happens along one axis of one tensor; all positions but those of `Absorbing` are new ones.
 
     index: for each new index the old one, or -1.
-    start: new indices that producers make (`fresh`), as the parameter starts; mean_of: for each of them the
-        old indices whose mean it is, where that is wanted.
+    start, blank, mean: fresh indices that makers of units start as the parameter does, at zero, or at the mean.
     mirror: (from, to) fresh indices that are equal. zero, random: fresh indices that readers start at zero or
         at random. opposed: (from, to) indices that readers start with opposite random values.
+    absorb: what readers take over of merged units. pooled: whose gradients makers add up for them.
     scale: for each new index what a copy's own gradient is scaled by (optimizer state).
     """
 
     axis: int
     index: IndexMap
     start: IndexMap
-    mean_of: IndexMap | None
+    blank: IndexMap
+    mean: tuple[Averaging, ...]
     mirror: tuple[IndexMap, IndexMap]
     zero: IndexMap
     random: IndexMap
     opposed: tuple[IndexMap, IndexMap]
     sharing: tuple[Sharing, ...]
     absorb: tuple[Absorbing, ...]
+    pooled: tuple[Absorbing, ...]
     scale: np.ndarray[tuple[int], np.dtype[np.float64]]
 
 
@@ -75,8 +85,7 @@ class AxisEdit:
 class TensorEdit:
     """A tensor's whole edit.
 
-    start: what fresh entries start as; fill: how fresh rows are made. gain: afterwards, w becomes
-    gain (w + offset) - offset.
+    start: what fresh entries start as. gain: afterwards, w becomes gain (w + offset) - offset.
     """
 
     name: str
@@ -84,7 +93,6 @@ class TensorEdit:
     after: tuple[int, ...]
     axes: tuple[AxisEdit, ...]
     start: Start
-    fill: Fill
     init: str
     gain: float = 1.0
     offset: float = 0.0
@@ -116,6 +124,7 @@ class Plan:
 
     edits: by canonical tensor name. sizes: new sizes by width id. rounds: some value is rounded in the
     checkpoint's dtype (gains, means), so that equality holds to its precision only. lossy: why not exact.
+    zero_units: what was taken for granted of dropped units (see `make_plan`).
     """
 
     changes: tuple[WidthChange, ...]
@@ -125,6 +134,7 @@ class Plan:
     spec: tuple[SpecChange, ...]
     rounds: bool
     lossy: tuple[str, ...]
+    zero_units: bool = False
 
     def shape(self, topology: Topology, info: TensorInfo) -> tuple[int, ...]:
         """A tensor's shape afterwards."""
@@ -154,7 +164,7 @@ def make_plan(
     code, spec = _following_numbers(topology, sizes, eps)
     lossy = tuple(verdict.why for pairs in verdicts.values() for _, verdict in pairs if verdict.answer == "lossy")
     rounds = bool(gains) or any(fill == "mean" for fill in fills.values()) or any(c.absorbed for c in changes)
-    return Plan(tuple(changes), edits, sizes, code, spec, rounds, lossy)
+    return Plan(tuple(changes), edits, sizes, code, spec, rounds, lossy, zero_units)
 
 
 # -- may it be done --------------------------------------------------------------------------------
@@ -261,13 +271,13 @@ def _tensor_edits(
     roles = _roles(topology)
     starts = _starts(topology)
     states = {width: states_at_inputs(topology, width, fill) for width, fill in fills.items()}
-    readers = _readers(topology)
+    consumers = _consumers(topology)
     edits: dict[str, TensorEdit] = {}
     for name, layouts in topology.tensors.items():
         if topology.aliases[name] != name:
             continue
         axes = tuple(
-            _axis_edit(topology, name, axis, layout, changes, sizes, fills, roles, states, readers)
+            _axis_edit(topology, name, axis, layout, changes, sizes, fills, roles, states, consumers)
             for axis, layout in enumerate(layouts)
             if any(leaf.id in changes for leaf in leaves(layout))
         )
@@ -280,7 +290,6 @@ def _tensor_edits(
             )
         gain, offset = gains.get(name, (1.0, 0.0))
         touched = [changes[leaf.id] for layout in layouts for leaf in leaves(layout) if leaf.id in changes]
-        fill: Fill = next((fills[change.width] for change in touched if change.fresh), "random")
         init = next((change.init for change in touched if change.fresh), "match")
         edits[name] = TensorEdit(
             name=name,
@@ -288,7 +297,6 @@ def _tensor_edits(
             after=tuple(new_size(layout, sizes) for layout in layouts),
             axes=axes,
             start=starts.get(name, "random"),
-            fill=fill,
             init=init,
             gain=gain,
             offset=offset,
@@ -315,11 +323,15 @@ def _starts(topology: Topology) -> dict[str, Start]:
     return starts
 
 
-def _readers(topology: Topology) -> dict[tuple[str, int], list[str]]:
-    readers: dict[tuple[str, int], list[str]] = collections.defaultdict(list)
+def _consumers(topology: Topology) -> dict[tuple[str, int, int], list[str]]:
+    """By tensor, axis and width: the nodes that read the units with it."""
+    consumers: dict[tuple[str, int, int], list[str]] = collections.defaultdict(list)
     for use in topology.uses:
-        readers[use.tensor, use.axis].append(use.node)
-    return readers
+        for part, role in use.parts:
+            if role is Role.CONSUMES:
+                for leaf in leaves(part):
+                    consumers[use.tensor, use.axis, leaf.id].append(use.node)
+    return consumers
 
 
 def _axis_edit(
@@ -332,62 +344,78 @@ def _axis_edit(
     fills: Mapping[int, Fill],
     roles: Mapping[tuple[str, int, int], set[Role]],
     states: Mapping[int, Mapping[str, str]],
-    readers: Mapping[tuple[str, int], Sequence[str]],
+    consumers: Mapping[tuple[str, int, int], Sequence[str]],
 ) -> AxisEdit:
     sources = {width: change.sources for width, change in changes.items()}
     index = index_map(layout, sources)
     length = len(index)
-    start, zero, random = (np.zeros(length, dtype=bool) for _ in range(3))
+    start, blank, zero, random = (np.zeros(length, dtype=bool) for _ in range(4))
+    mean: list[Averaging] = []
     mirror: list[tuple[IndexMap, IndexMap]] = []
     opposed: list[tuple[IndexMap, IndexMap]] = []
     sharing: list[Sharing] = []
     absorb: list[Absorbing] = []
+    pooled: list[Absorbing] = []
     scale = np.ones(length)
-    mean_of = None
     for width in dict.fromkeys(leaf.id for leaf in leaves(layout) if leaf.id in changes):
-        change = changes[width]
+        change, fill = changes[width], fills[width]
         found = roles.get((tensor, axis, width), {Role.DATA})
         consumes = Role.CONSUMES in found
         makes = bool(found & {Role.PRODUCES, Role.PER_UNIT})
-        if consumes and makes and change.copies:
-            raise Refused(
-                f"{change.kind} of {topology.widths[width].name}: {tensor} makes these units and reads them with "
-                "the same numbers (tied), so it cannot copy and share them; what works: expand, or untie them"
-            )
+        safe = consumes and all(states[width].get(node) == "zero" for node in consumers[tensor, axis, width])
+        if consumes and makes:
+            _check_tied(topology, change, tensor, fill, safe)
         for labels in occurrences(layout, width, sizes):
             fresh = np.isin(labels, np.asarray(change.fresh, dtype=np.int64))
-            if not consumes:
-                start |= fresh
+            if consumes:
+                sharing.extend(_sharing(labels, change))
+            else:
                 mirror.extend(_pairs(labels, change.mirrors))
                 scale *= _copy_scale(labels, change)
-                continue
-            nodes = readers[tensor, axis]
-            safe = all(states[width].get(node) == "zero" for node in nodes) and not makes
-            if safe:
-                random |= fresh
-            else:
+            if consumes and not safe:
                 zero |= fresh
                 if not makes:
                     opposed.extend(_pairs(labels, change.mirrors))
-            sharing.extend(_sharing(labels, change))
-        if consumes and change.absorbed:
-            absorb.extend(_absorbing(layout, width, change))
-        if fills[width] == "mean" and not consumes and change.fresh:
-            mean_of = _mean_sources(layout, sources, change, index)
-    start &= ~zero
+            elif consumes and not makes:
+                random |= fresh
+            elif Role.PRODUCES not in found or fill == "random":
+                start |= fresh
+            elif fill == "zero":
+                blank |= fresh
+            else:
+                mean.extend(_averaging(layout, sources, change, np.flatnonzero(fresh)))
+        if change.absorbed:
+            (absorb if consumes else pooled).extend(_absorbing(layout, width, change))
     return AxisEdit(
         axis=axis,
         index=index,
-        start=np.flatnonzero(start),
-        mean_of=mean_of[:, np.flatnonzero(start)] if mean_of is not None else None,
+        start=np.flatnonzero(start & ~zero),
+        blank=np.flatnonzero(blank),
+        mean=tuple(mean),
         mirror=_joined(mirror),
         zero=np.flatnonzero(zero),
         random=np.flatnonzero(random),
         opposed=_joined(opposed),
         sharing=tuple(sharing),
         absorb=tuple(absorb),
+        pooled=tuple(pooled),
         scale=scale,
     )
+
+
+def _check_tied(topology: Topology, change: WidthChange, tensor: str, fill: Fill, safe: bool) -> None:
+    """One tensor that makes units and reads them cannot do something else in either place."""
+    name = topology.widths[change.width].name
+    if change.copies or change.absorbed:
+        raise Refused(
+            f"{change.kind} of {name}: {tensor} makes these units and reads them with "
+            "the same numbers (tied), so it cannot copy and share them; what works: expand, or untie them"
+        )
+    if change.fresh and fill == "mean" and not safe:
+        raise Refused(
+            f"{change.kind} of {name}: a layer_norm needs its new units to be the mean of the others, and {tensor}, "
+            "which makes them, also reads them (tied); what works: untie them"
+        )
 
 
 def _places(labels: IndexMap) -> dict[int, IndexMap]:
@@ -442,15 +470,17 @@ def _absorbing(layout: Layout, width: int, change: WidthChange) -> list[Absorbin
     return found
 
 
-def _mean_sources(
-    layout: Layout, sources: Mapping[int, Sequence[int]], change: WidthChange, index: IndexMap
-) -> IndexMap:
-    """For each old unit, the old index of every new index if fresh units copied that one."""
+def _averaging(
+    layout: Layout, sources: Mapping[int, Sequence[int]], change: WidthChange, places: IndexMap
+) -> list[Averaging]:
+    """For each old unit, where the fresh places would come from if fresh units copied that one."""
     rows = []
     for unit in range(change.before):
         filled = tuple(unit if source < 0 else source for source in change.sources)
-        rows.append(index_map(layout, {**sources, change.width: filled}))
-    return np.stack(rows) if rows else index[None]
+        rows.append(index_map(layout, {**sources, change.width: filled})[places])
+    found = np.stack(rows)
+    whole = (found >= 0).all(0)  # (elsewhere another factor of the axis is fresh too)
+    return [Averaging(places[whole], found[:, whole])] if whole.any() else []
 
 
 # -- numbers that follow -----------------------------------------------------------------------------

@@ -39,6 +39,7 @@ def make_record(
             for change in plan.changes
         ],
         "patched": sorted(patched),
+        "zero_units": plan.zero_units,
         "model_code": [code_json(entry) for entry in plan.code],
     }
 
