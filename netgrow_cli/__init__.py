@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from netgrow_cli.errors import CheckpointError, NetgrowError, NotEquivalent, Refused, SpecError, UsageError
 
 if TYPE_CHECKING:
-    from netgrow_cli.api import expand, fit, prune, recycle, split
+    from netgrow_cli.api import expand, fit, prune, recycle, split, verify
 
 __version__ = "0.1.0"
 
-_FUNCTIONS = ("expand", "fit", "prune", "recycle", "split")
+_FUNCTIONS = ("expand", "fit", "prune", "recycle", "split", "verify")
 
 __all__ = [
     "CheckpointError",
@@ -32,6 +32,7 @@ __all__ = [
     "prune",
     "recycle",
     "split",
+    "verify",
 ]
 
 

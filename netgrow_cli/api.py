@@ -9,6 +9,9 @@ from typing import Any
 
 from netgrow_cli.fitting import fit
 from netgrow_cli.job import Options, Report, change
+from netgrow_cli.proof.equivalence import Equivalence
+from netgrow_cli.proof.foldback import FoldBack
+from netgrow_cli.proof.verification import compare_checkpoints
 from netgrow_cli.surgery.change import DEFAULT_NOISE, Init
 from netgrow_cli.surgery.growing import expanding, splitting
 from netgrow_cli.surgery.shrinking import pruning, recycling
@@ -110,4 +113,11 @@ def recycle(
     return change(Path(path), "recycle", recycling(_list(layer), _list(width), noise=noise), _options(options))
 
 
-__all__ = ["expand", "fit", "prune", "recycle", "split"]
+def verify(
+    old: str | Path, new: str | Path, *, model: str | None = None, **options: Any
+) -> tuple[Equivalence, FoldBack | None]:
+    """Whether two checkpoints are the same function: on probes, and by the record of the change if there is one."""
+    return compare_checkpoints(Path(old), Path(new), _options(options), model)
+
+
+__all__ = ["expand", "fit", "prune", "recycle", "split", "verify"]

@@ -276,7 +276,7 @@ class _Draft:
                 f"dead means dead on the {activity.probes.rows} rows of {activity.probes.origin}; the proof ran on the "
                 "same rows, and other inputs may wake a unit"
             )
-        if activity is not None and activity.probes.random:
+        if activity is not None and activity.probes.random and self.plan.changes:
             found.append(
                 f"units were chosen on {activity.probes.rows} random probes; what is dead there need not be dead on "
                 "data: pass --probe-data FILE"

@@ -10,7 +10,7 @@ import collections
 import dataclasses
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NoReturn
 
 from netgrow_cli.checkpoint.types import TensorInfo
@@ -207,24 +207,35 @@ def _same_number(norm: str, names: Sequence[str]) -> list[str]:
 
 
 def _write(chain: Sequence[_Layer], norms: Mapping[str, str], activation: str) -> str:
+    taken = {layer.name for layer in chain} | set(norms.values())
     positions = f", {_POSITIONS[chain[0].rank]}" if chain[0].rank > 2 else ""
-    lines = ["netgrow: 1", "inputs:", f"  input: [batch, {chain[0].reads}{positions}]", "layers:"]
-    source, rank = "input", chain[0].rank
+    source, rank = _free("input", taken), chain[0].rank
+    lines = ["netgrow: 1", "inputs:", f"  {source}: [batch, {chain[0].reads}{positions}]", "layers:"]
     for number, layer in enumerate(chain):
         if layer.rank < rank:
-            lines.append(f"  pool: {{op: mean, from: {source}}}")
-            source, rank = "pool", layer.rank
+            pool = _free("pool", taken)
+            lines.append(f"  {pool}: {{op: mean, from: {_key(source)}}}")
+            source, rank = pool, layer.rank
         padding = ", padding: same" if layer.op != "linear" else ""
-        lines.append(f"  {_key(layer.name)}: {{op: {layer.op}, from: {source}{padding}{_params(layer)}}}")
+        settings = f"{padding}{_params(layer)}"
+        lines.append(f"  {_key(layer.name)}: {{op: {layer.op}, from: {_key(source)}{settings}}}")
         source = layer.name
         if layer.name in norms:
-            lines.append(f"  {_key(norms[layer.name])}: {{op: batch_norm, from: {source}}}")
+            lines.append(f"  {_key(norms[layer.name])}: {{op: batch_norm, from: {_key(source)}}}")
             source = norms[layer.name]
         if number < len(chain) - 1:
-            lines.append(f"  act{number + 1}: {{op: {activation}, from: {_key(source)}}}")
-            source = f"act{number + 1}"
+            between = _free(f"act{number + 1}", taken)
+            lines.append(f"  {between}: {{op: {activation}, from: {_key(source)}}}")
+            source = between
     lines.append(f"outputs: [{_key(source)}]")
     return "\n".join(lines) + "\n"
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    """A name that no layer has."""
+    while name in taken:
+        name += "_"
+    return name
 
 
 def _params(layer: _Layer) -> str:

@@ -104,7 +104,7 @@ def _group_norm_rule(context: Context) -> tuple[Value, ...]:
 
 def _group_norm(call: Call) -> Any:
     weight, bias = call.params.get("weight"), call.params.get("bias")
-    return call.functional.group_norm(call.inputs[0], int(call.attrs["groups"]), weight, bias, call.attrs["eps"])
+    return call.torch.group_norm(call.inputs[0], int(call.attrs["groups"]), weight, bias, call.attrs["eps"])
 
 
 def _instance_norm(call: Call) -> Any:

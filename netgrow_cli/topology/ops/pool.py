@@ -21,8 +21,10 @@ def _channels_first(context: Context, dims: int, sizes: list[int]) -> tuple[Valu
     return (Value((*kept, *(Fixed(size, "positions") for size in sizes)), source.unit_axis),)
 
 
-def _need(context: Context, dims: int) -> None:
-    if len(context.inputs[0].axes) < dims + 1:
+def _need(context: Context, dims: int, most: int | None = None) -> None:
+    """Check that there are as many axes as it takes; most: no more than these in front of the positions."""
+    ahead = len(context.inputs[0].axes) - dims
+    if ahead < 1 or (most is not None and ahead > most):
         context.fail(
             f"it works on {dims} axes of positions behind the channels; its input has shape "
             f"{list(context.inputs[0].shape)}"
@@ -31,7 +33,7 @@ def _need(context: Context, dims: int) -> None:
 
 def _window_rule(dims: int, dilated: bool) -> RuleFunction:
     def rule(context: Context) -> tuple[Value, ...]:
-        _need(context, dims)
+        _need(context, dims, 2)
         kernel = spatial(context, "kernel_size", dims, 1)
         stride = spatial(context, "stride", dims, 1) if context.attr("stride") is not None else kernel
         padding = spatial(context, "padding", dims, 0)
@@ -62,7 +64,7 @@ def _window(name: str, settings: tuple[str, ...]) -> Callable[[Call], Any]:
 
 def _adaptive_rule(dims: int) -> RuleFunction:
     def rule(context: Context) -> tuple[Value, ...]:
-        _need(context, dims)
+        _need(context, dims, 2)
         return _channels_first(context, dims, list(spatial(context, "output_size", dims, 1)))
 
     return rule

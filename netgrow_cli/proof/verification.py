@@ -1,0 +1,67 @@
+"""Two checkpoints: are they the same function? Folding back by the record first, probes second."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from netgrow_cli.errors import SpecError
+from netgrow_cli.job import PROBES, Job, Options, opened, proof_tolerance
+from netgrow_cli.proof.equivalence import Equivalence, compare
+from netgrow_cli.proof.foldback import FoldBack
+from netgrow_cli.proof.real_model import compare_models
+from netgrow_cli.proof.record import fold_back_record
+from netgrow_cli.topology.discover import spec_paths
+
+
+def compare_checkpoints(
+    old: Path, new: Path, options: Options, model: str | None = None
+) -> tuple[Equivalence, FoldBack | None]:
+    """Compare by the specs, or with `model` (package.module:factory) in the real model code."""
+    with (
+        opened(old, dataclasses.replace(options, spec=_spec_for(old, new, options))) as first,
+        opened(new, dataclasses.replace(options, spec=_spec_for(new, old, options))) as second,
+    ):
+        _same_inputs(first, second)
+        folded, rounds = fold_back_record(first, second.checkpoint, new)
+        tolerance = options.tolerance if options.tolerance is not None else proof_tolerance(first, rounds)
+        probes = first.probes(options.probes or PROBES, options.seed)
+        if model is not None:
+            specs = first.options.spec, second.options.spec
+            found = compare_models(model, (old, new), specs, probes, dtype=options.dtype, tolerance=tolerance)
+        else:
+            found = compare(first.network, second.network, probes, dtype=options.dtype, tolerance=tolerance)
+        return found, folded
+
+
+def _same_inputs(first: Job, second: Job) -> None:
+    """The same probes must go into both. Raises SpecError."""
+    inputs = [{given.name: given.shape[1:] for given in job.network.graph.inputs} for job in (first, second)]
+    if inputs[0] != inputs[1]:
+        one, other = (", ".join(f"{name} {list(shape)}" for name, shape in given.items()) for given in inputs)
+        raise SpecError(
+            f"the specs have different inputs, {one} ({first.found.origin}) and {other} ({second.found.origin}), so "
+            "the same probes cannot go into both; give one that fits both with --spec"
+        )
+
+
+def _spec_for(path: Path, other: Path, options: Options) -> Path | None:
+    """The stated spec where it fits this checkpoint; else its own (None), else the one beside the other.
+
+    A spec that states ranges fits one width only: the changed checkpoint then has its own beside it. What could
+    only be drafted comes last.
+    """
+    beside = [place for place in spec_paths(other) if place.is_file()][:1]
+    tries: list[Path | None] = [*([options.spec] if options.spec else []), None, *beside]
+    reasons, drafted = [], False
+    for spec in tries:
+        try:
+            with opened(path, dataclasses.replace(options, spec=spec)) as job:
+                if spec is not None or not job.found.assumed:
+                    return spec
+                drafted = True
+        except SpecError as error:
+            reasons.append(error)
+    if drafted:
+        return None
+    raise reasons[0]
