@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from netgrow_cli import __version__
 from netgrow_cli.commands import apply, check, expand, infer, inspect, prune, recycle, scores, split, verify
 from netgrow_cli.commands.common import given
 from netgrow_cli.errors import NetgrowError, UsageError
@@ -24,6 +25,21 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"netgrow {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, given("--version", "Show the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    del version
 
 
 def _add(command: Callable[..., int]) -> None:

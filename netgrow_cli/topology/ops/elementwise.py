@@ -10,9 +10,7 @@ from netgrow_cli.topology.ops.base import NUMBER, TEXT, Attr, Call, Fresh, Op, P
 from netgrow_cli.topology.rule import Context, Role, Value, notation
 
 # Activations of torch.nn.functional without settings, by whether f(0) = 0.
-_ZERO_AT_ZERO = tuple(
-    "relu relu6 selu silu mish tanh hardtanh hardswish softsign tanhshrink hardshrink softshrink".split()
-)
+_ZERO_AT_ZERO = ("relu", "relu6", "selu", "silu", "mish", "tanh", "hardswish", "softsign", "tanhshrink")
 _NOT_ZERO_AT_ZERO = ("sigmoid", "hardsigmoid", "logsigmoid")
 # torch's own functions of one argument.
 _UNARY_ZERO = [
@@ -169,6 +167,17 @@ _WITH_SETTINGS = (
         "zero",
         "x, or x times a slope below 0.",
         {"negative_slope": _number(0.01)},
+    ),
+    _op(
+        "hardtanh",
+        _activation("hardtanh", "min_val", "max_val"),
+        "none",
+        "Between two numbers.",
+        {"min_val": _number(-1.0), "max_val": _number(1.0)},
+    ),
+    _op("hardshrink", _activation("hardshrink", "lambd"), "zero", "0 near 0, else x.", {"lambd": _number(0.5)}),
+    _op(
+        "softshrink", _activation("softshrink", "lambd"), "zero", "0 near 0, else towards it.", {"lambd": _number(0.5)}
     ),
     _op("elu", _activation("elu", "alpha"), "zero", "elu.", {"alpha": _number(1.0)}),
     _op("celu", _activation("celu", "alpha"), "zero", "celu.", {"alpha": _number(1.0)}),

@@ -210,6 +210,13 @@ OPS = (
         for kind in ("softmax", "log_softmax", "softmin")
     ),
     Op(
+        name="gumbel_softmax",
+        rule=_softmax_rule,
+        run=lambda call: call.functional.softmax(call.inputs[0] / call.attrs["tau"], dim=call.attrs["axis"]),
+        attrs={"axis": Attr(-1, INT), "tau": Attr(1.0, NUMBER)},
+        doc="As softmax of x / tau: without its noise, so that two runs can be compared.",
+    ),
+    Op(
         name="normalize",
         rule=_normalize_rule,
         run=_normalize,
