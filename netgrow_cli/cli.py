@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -89,11 +90,38 @@ for _command in (
     _add(_command)
 
 
+class _PastTyperError(Exception):
+    """Carries an error through typer, which has endings of its own for interrupts and broken pipes."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def _past_typer(command: Callable[..., int]) -> Callable[..., int]:
+    @functools.wraps(command)
+    def run(*arguments: Any, **options: Any) -> int:
+        try:
+            return command(*arguments, **options)
+        except (KeyboardInterrupt, OSError, EOFError) as error:
+            raise _PastTyperError(error) from error
+
+    return run
+
+
+for _registered in app.registered_commands:
+    if _registered.callback is not None:
+        _registered.callback = _past_typer(_registered.callback)
+
+
 def main() -> None:
     """The entry point: run, and turn every error into one line and its exit code."""
     code: Any = 0
     try:
-        code = app(standalone_mode=False)
+        try:
+            code = app(standalone_mode=False)
+        except _PastTyperError as passed:
+            raise passed.error from None
         _flush()
     except NetgrowError as error:
         _complain(str(error))
@@ -104,7 +132,7 @@ def main() -> None:
     except BrokenPipeError:
         # Whoever read our output has gone; there is nobody to tell.
         _to_nowhere(sys.stdout, sys.stderr)
-    except (OSError, MemoryError, OverflowError, RuntimeError) as error:
+    except (OSError, EOFError, MemoryError, OverflowError, RuntimeError) as error:
         code = _from_outside(error)
     except Exception as error:
         code = _usage(error)
@@ -137,8 +165,7 @@ def _from_outside(error: Exception) -> int:
     if isinstance(error, (MemoryError, OverflowError)) or "can't allocate memory" in str(error):
         _complain("not enough memory for so much; nothing was written")
     elif isinstance(error, OSError) and error.strerror:
-        place = f"{error.filename}: " if error.filename else ""
-        _complain(f"{place}{error.strerror}")
+        _complain(f"{error.filename or 'reading or writing failed'}: {error.strerror}")
     else:
         _complain(f"{type(error).__name__}: {_first_line(error)} (NETGROW_DEBUG=1 shows where)")
     return 2

@@ -10,7 +10,12 @@ if TYPE_CHECKING:
 
 def error_console() -> Console:
     """A console on standard error; rich leaves colour out when that is no terminal or NO_COLOR is set."""
-    from rich.console import Console
+    from rich.console import Console as RichConsole
+
+    class Console(RichConsole):
+        def on_broken_pipe(self) -> None:
+            """Nobody reads what is said any more; what is done goes on."""
+            self.quiet = True
 
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
