@@ -312,7 +312,7 @@ def _setting(op: Op, name: str, attr: Attr) -> Schema:
     if attr.default is not REQUIRED:
         types.append({"type": "null"})
     found: Schema = {"anyOf": types} if len(types) > 1 else dict(types[0])
-    found["description"] = _SETTINGS[name]
+    found["description"] = _SETTINGS.get(name, "")
     if attr.default is not REQUIRED and attr.default is not None:
         found["default"] = attr.default
     return found
