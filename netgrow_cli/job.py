@@ -18,7 +18,7 @@ from typing import Any
 from netgrow_cli.checkpoint import Checkpoint, TensorInfo, check_outputs, open_checkpoint, staged_outputs
 from netgrow_cli.errors import NotEquivalent, Refused, UsageError
 from netgrow_cli.proof.activity import Activity, observe
-from netgrow_cli.proof.equivalence import EXACT, ROUNDED, Equivalence, compare, torch_dtype
+from netgrow_cli.proof.equivalence import EXACT, ROUNDED, Equivalence, compare, require_finite, torch_dtype
 from netgrow_cli.proof.foldback import FoldBack, fold_back
 from netgrow_cli.proof.learnable import Learnability, learnability
 from netgrow_cli.proof.network import Network
@@ -390,6 +390,7 @@ def _prove(report: _Draft, written: Path, spec_text: str, output: Path) -> _Draf
         new = Network.of(graph, changed, options.device)
         folded = fold_back(job.topology, report.plan, job.checkpoint.read, changed.read, report.folds.patches)
         if folded.differing:
+            require_finite(job.network, folded.differing[0])
             raise NotEquivalent(f"folding back does not give {folded.differing[0]} back; nothing was written")
         probes = job.probes(options.probes or PROBES, options.seed)
         rounds = report.plan.rounds or bool(report.folds.patches)

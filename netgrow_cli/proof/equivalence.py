@@ -115,7 +115,9 @@ def compare(old: Network, new: Network, probes: Probes, *, dtype: str, tolerance
     for sizes, inputs in probes.batches(real, old.device):
         before = old.outputs(sizes, inputs, real)
         if not all(bool(tensor.isfinite().all()) for tensor in before):
-            raise CheckpointError(_not_finite(old))
+            for name in old.infos:
+                require_finite(old, name)
+            raise CheckpointError("the network's outputs on the probes are not finite; equivalence cannot be shown")
         difference.add(before, new.outputs(sizes, inputs, real))
     return difference.result(tolerance, dtype, probes.origin)
 
@@ -126,11 +128,10 @@ def _ratio(distance: float, size: float) -> float:
     return distance / size if size > 0.0 else float("inf")
 
 
-def _not_finite(network: Network) -> str:
-    import torch
-
-    for name in network.infos:
-        tensor = network.read(name)
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            return f"tensor {name!r} holds NaN or infinite values; equivalence cannot be shown (see --no-verify)"
-    return "the network's outputs on the probes are not finite; equivalence cannot be shown"
+def require_finite(network: Network, name: str) -> None:
+    """Raises CheckpointError where a tensor holds what equals nothing, not even itself."""
+    tensor = network.read(name)
+    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        raise CheckpointError(
+            f"tensor {name!r} holds NaN or infinite values; equivalence cannot be shown (see --no-verify)"
+        )

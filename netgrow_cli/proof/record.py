@@ -27,7 +27,8 @@ def fold_back_record(old: Job, new: Checkpoint, path: Path) -> tuple[FoldBack | 
     except NetgrowError:
         return None, False
     patched = record.get("patched", [])
-    if any(plan.shape(old.topology, info) != new.tensors[name].shape for name, info in old.checkpoint.tensors.items()):
+    shapes = {name: plan.shape(old.topology, info) for name, info in old.checkpoint.tensors.items()}
+    if any(name not in new.tensors or new.tensors[name].shape != shape for name, shape in shapes.items()):
         return None, False
     folded = fold_back(old.topology, plan, old.checkpoint.read, new.read, patched)
     return folded, plan.rounds or bool(patched)

@@ -12,6 +12,7 @@ from netgrow_cli.proof.foldback import FoldBack
 from netgrow_cli.proof.real_model import compare_models
 from netgrow_cli.proof.record import fold_back_record
 from netgrow_cli.topology.discover import spec_paths
+from netgrow_cli.topology.solve import require_complete
 
 
 def compare_checkpoints(
@@ -23,6 +24,9 @@ def compare_checkpoints(
         opened(new, dataclasses.replace(options, spec=_spec_for(new, old, options))) as second,
     ):
         _same_inputs(first, second)
+        if model is None:
+            require_complete(first.topology)
+            require_complete(second.topology)
         folded, rounds = fold_back_record(first, second.checkpoint, new)
         tolerance = options.tolerance if options.tolerance is not None else proof_tolerance(first, rounds)
         probes = first.probes(options.probes or PROBES, options.seed)

@@ -57,6 +57,13 @@ def code_json(entry: CodeChange) -> dict[str, Any]:
 
 def changes_of(record: Mapping[str, Any], topology: Topology) -> list[WidthChange]:
     """The changes that a record holds, for the topology they were made on. Raises CheckpointError."""
+    try:
+        return _changes(record, topology)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"the record is damaged ({type(error).__name__}: {error})") from None
+
+
+def _changes(record: Mapping[str, Any], topology: Topology) -> list[WidthChange]:
     changes = []
     for entry in record["changes"]:
         info = topology.by_name(entry["width"])
