@@ -1,7 +1,8 @@
 """The permutation certificate: the units of every width in a random order must leave the outputs unchanged.
 
-It tests a spec against the real numbers without changing a shape: an axis that is missing from a width, or
-wrongly in it, shows.
+It tests what was inferred from a spec against the real numbers without changing a shape: an axis that is missing
+from a width, or wrongly in it, shows. Whether the spec is the model, it cannot tell, for it runs the spec: a residual
+that the spec forgot is absent from both sides. Only the model's own code tells that (`real_model`).
 """
 
 from __future__ import annotations

@@ -103,8 +103,7 @@ def _dead(job: Job, chosen: Sequence[Target]) -> Selection:
     notes = []
     for width, units in _evenly(job, found).items():
         info = job.topology.widths[width]
-        if len(units) == info.size:
-            units = units[1:]
+        if len(found[width]) == info.size:
             notes.append(f"{info.name}: all {info.size} units are dead; one stays")
         found[width] = units
         notes.append(f"{info.name}: {len(units)} of {info.size} units dead on {activity.probes.rows} probes")
@@ -115,12 +114,12 @@ def _dead(job: Job, chosen: Sequence[Target]) -> Selection:
 
 
 def _evenly(job: Job, found: dict[int, list[int]]) -> dict[int, list[int]]:
-    """Widths whose sizes are tied lose the same count: the least that all of them can."""
-    result = dict(found)
-    for width in found:
-        family = size_class(job.topology, width)
-        least = min(len(found.get(other, [])) for other in family)
-        result[width] = found[width][:least] if len(family) > 1 else found[width]
+    """What goes of each width, never all; widths whose sizes are tied lose the least that all of them can."""
+    spare = {width: min(len(units), job.topology.widths[width].size - 1) for width, units in found.items()}
+    result = {}
+    for width, units in found.items():
+        count = min(spare.get(other, 0) for other in size_class(job.topology, width))
+        result[width] = units[len(units) - count :]
     return result
 
 
