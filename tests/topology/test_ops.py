@@ -558,3 +558,18 @@ def test_roles(item: Case, tensor: str, wanted: list[str]) -> None:
     found = ["+".join(sorted(axis)) for axis in roles(built(item), f"out.{tensor}")]
     assert found == wanted
     assert {role.value for role in Role} >= {name for axis in wanted for name in axis.split("+") if name}
+
+
+ELEMENTWISE = [item for item in CASES if OPS[canonical(item.op)].rule is OPS["relu"].rule]
+
+
+@pytest.mark.parametrize("item", ELEMENTWISE, ids=str)
+def test_what_is_known_of_fresh_units_is_true(item: Case) -> None:
+    """`zero`: f(0) = 0; `mean`: linear, and the same for every unit."""
+    fresh = OPS[canonical(item.op)].fresh
+    zeros = torch.zeros(item.shapes[0], dtype=torch.float64)
+    if fresh in ("zero", "mean"):
+        torch.testing.assert_close(item.reference(zeros), zeros)
+    if fresh == "mean":
+        x, y = torch.rand_like(zeros), torch.rand_like(zeros)
+        torch.testing.assert_close(item.reference(x + 2 * y), item.reference(x) + 2 * item.reference(y))

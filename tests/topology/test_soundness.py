@@ -260,7 +260,7 @@ add(
     [],
     IMAGE,
 )
-for _name in ("softmax", "log_softmax", "softmin", "normalize"):
+for _name in ("softmax", "log_softmax", "softmin", "gumbel_softmax", "normalize"):
     add(
         f"{_name} over the units",
         {"a": linear("x", 4, 6), "op": layer(_name, "a", axis=1), "out": linear("op", 6, 2)},
