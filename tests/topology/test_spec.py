@@ -156,11 +156,15 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     ids=lambda value: value[:30],
 )
 def test_documents_that_attack(text: str, message: str) -> None:
+    start = time.process_time()
+    assert message in failure(text)
+    assert time.process_time() - start < 15
+
+
+def test_an_alias_bomb_takes_little_memory() -> None:
     tracemalloc.start()
-    start = time.monotonic()
     try:
-        assert message in failure(text)
-        assert time.monotonic() - start < 10
+        assert "aliases of aliases" in failure(BOMB)
         assert tracemalloc.get_traced_memory()[1] < 300e6
     finally:
         tracemalloc.stop()
