@@ -60,7 +60,7 @@ def _through(node: Node, given: Sequence[State | None]) -> State:
         shifts = node.op in ("add", "sub") and (not alone or bool(_number(node.attrs)))
         return "any" if shifts and same == "zero" else same
     if kind == "zero":
-        return "zero" if same == "zero" and (alone or node.op == "cat") else "any"
+        return "zero" if same == "zero" and alone else "any"
     if kind == "product":
         if "zero" in held:
             return "zero"

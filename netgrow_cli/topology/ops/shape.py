@@ -408,7 +408,7 @@ OPS = (
         run=_cat,
         attrs={**_AXIS, "ranges": Attr(None, (tuple,))},
         inputs=(1, None),
-        fresh="zero",
+        fresh="mean",
         doc="Operands one after the other along the units, or along `axis`.",
     ),
     Op(
@@ -416,7 +416,7 @@ OPS = (
         rule=_slice_rule,
         run=_slice,
         attrs={**_AXIS, "start": Attr(0, INT), "stop": Attr(None, INT)},
-        fresh="zero",
+        fresh="mean",
         doc="A range of the units, or of `axis`.",
     ),
     Op(
@@ -425,7 +425,7 @@ OPS = (
         run=_cut_by_layout,
         attrs={**_AXIS, "sizes": Attr(REQUIRED, INTS)},
         multiple=True,
-        fresh="zero",
+        fresh="mean",
         doc="Cut by stated sizes, or by one size repeated; read as name[0], name[1].",
     ),
     Op(
@@ -434,7 +434,7 @@ OPS = (
         run=_cut_by_layout,
         attrs={**_AXIS, "chunks": Attr(REQUIRED, INT)},
         multiple=True,
-        fresh="zero",
+        fresh="mean",
         doc="Cut into equal parts; read as name[0], name[1].",
     ),
     Op(
