@@ -139,8 +139,9 @@ def _shape_of(tensor: torch.Tensor, axis: int, length: int) -> tuple[int, ...]:
 def _share(tensor: torch.Tensor, axis: int, sharing: Sharing, noise: Callable[[tuple[int, ...]], torch.Tensor]) -> None:
     """What stands at `first` is shared between `first` and `second`: w/2 + e and w/2 - e, exactly.
 
-    In the tensor's own dtype A = rnd(w/2 + e), B = rnd(w - A); where A + B is not w bit for bit, w/2 twice,
-    and where even that is not (the least subnormals), w and 0.
+    In the tensor's own dtype B = rnd(w - rnd(w/2 + e)), A = rnd(w - B). Where A + B is not w bit for bit, the same
+    with e no larger than w, which has room for w's last bits; else w/2 twice, and where even that is not w (the
+    least subnormals), w and 0.
     """
     import torch
 
@@ -152,14 +153,24 @@ def _share(tensor: torch.Tensor, axis: int, sharing: Sharing, noise: Callable[[t
     if sharing.noise > 0.0:
         others = [n for n in range(tensor.dim()) if n != axis]
         size = wide.square().mean(others, keepdim=True).sqrt() if others else wide.abs()
-        one = (wide / 2 + sharing.noise * size * noise(tuple(whole.shape))).to(tensor.dtype)
-        other = (wide - one.to(torch.float64)).to(tensor.dtype)
-        exact = _adds_up(one, other, whole)
-        one, other = torch.where(exact, one, half), torch.where(exact, other, half)
+        shift = sharing.noise * size * noise(tuple(whole.shape))
+        for bounded in (shift.clamp(-wide.abs(), wide.abs()), shift):
+            parts = _apart(wide, bounded, tensor.dtype)
+            exact = _adds_up(*parts, whole)
+            one, other = torch.where(exact, parts[0], one), torch.where(exact, parts[1], other)
     exact = _adds_up(one, other, whole)
     one, other = torch.where(exact, one, whole), torch.where(exact, other, torch.zeros_like(whole))
     tensor.index_copy_(axis, first, one)
     tensor.index_copy_(axis, second, other)
+
+
+def _apart(wide: torch.Tensor, shift: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """w/2 + e and w/2 - e, the smaller one rounded as the larger one needs it (Sterbenz' lemma)."""
+    import torch
+
+    first = (wide / 2 + shift).to(dtype)
+    other = (wide - first.to(torch.float64)).to(dtype)
+    return (wide - other.to(torch.float64)).to(dtype), other
 
 
 def _adds_up(one: torch.Tensor, other: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
