@@ -324,6 +324,18 @@ def test_which_units_are_split(run: Run, dead_mlp: Path, flags: Any, split: set[
     same_function(dead_mlp, Path(found["output"]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_copies_are_no_twins(run: Run, tmp_path: Path, dtype: torch.dtype) -> None:
+    """Each pair's outgoing weights, here a single number each, add up bit for bit and differ."""
+    state = {name: tensor.to(dtype) for name, tensor in chain(5, 400, 1).items()}
+    ckpt = save(tmp_path / "ckpt.pt", state)
+    found = run("split", ckpt, "--layer", "fc1", "--units", "all", "--json").json
+    assert found["folded_back"]["differing"] == []
+    old, new = state["out.weight"], tensors_of(tmp_path / "ckpt.split.pt")["out.weight"]
+    assert torch.equal(new[:, :400].double() + new[:, 400:].double(), old.double())
+    assert (new[:, :400] != new[:, 400:]).double().mean() > 0.98
+
+
 @pytest.mark.parametrize(
     ("flags", "gone"),
     [
