@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from netgrow_cli.checkpoint import Checkpoint, open_checkpoint
 from netgrow_cli.errors import CheckpointError, NetgrowError, UsageError
-from netgrow_cli.topology.discover import find_spec, spec_before_opening
+from netgrow_cli.topology.discover import find_spec, place_of_tensors
 from netgrow_cli.topology.solve import Topology, solve
 
 if TYPE_CHECKING:
@@ -34,9 +34,7 @@ def fit(
     """
     path = Path(path)
     stated = Path(spec) if spec is not None else None
-    early = spec_before_opening(path, stated)
-    key = key if key is not None else (early.key if early else None)
-    prefix = prefix if prefix is not None else (early.prefix if early else None)
+    key, prefix = place_of_tensors(path, stated, key, prefix)
     with open_checkpoint(path, key=key, prefix=prefix) as checkpoint:
         _check_names(model, checkpoint)
         settings = _settings(checkpoint, path, stated)

@@ -29,7 +29,7 @@ from netgrow_cli.surgery.folding import Folds, fold_constants
 from netgrow_cli.surgery.plan import Plan, make_plan
 from netgrow_cli.surgery.record import METADATA_RECORD, code_json, make_record
 from netgrow_cli.surgery.rewrite import rewrite_spec
-from netgrow_cli.topology.discover import METADATA_SPEC, Found, find_spec, spec_before_opening
+from netgrow_cli.topology.discover import METADATA_SPEC, Found, find_spec, place_of_tensors
 from netgrow_cli.topology.solve import Topology, require_complete
 from netgrow_cli.topology.spec import parse_spec
 
@@ -171,9 +171,7 @@ def opened(path: Path, options: Options) -> Iterator[Job]:
     """Open a checkpoint and solve its topology."""
     torch_dtype(options.dtype)
     check_device(options.device)
-    early = spec_before_opening(path, options.spec)
-    key = options.key if options.key is not None else (early.key if early else None)
-    prefix = options.prefix if options.prefix is not None else (early.prefix if early else None)
+    key, prefix = place_of_tensors(path, options.spec, options.key, options.prefix)
     with open_checkpoint(path, key=key, prefix=prefix) as checkpoint:
         found = find_spec(checkpoint, path, options.spec, activation=options.activation)
         network = Network.of(found.graph(checkpoint), checkpoint, options.device)

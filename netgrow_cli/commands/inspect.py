@@ -20,12 +20,10 @@ def inspect(common: Common, ckpt: CheckpointArgument) -> int:
     """Show tensors with their layouts, and widths: who produces them, who reads them, what is frozen and why."""
     from netgrow_cli.checkpoint import open_checkpoint
     from netgrow_cli.report.inspection import inspection_json, inspection_text
-    from netgrow_cli.topology.discover import spec_before_opening
+    from netgrow_cli.topology.discover import place_of_tensors
 
     with readable(ckpt) as path:
-        early = spec_before_opening(path, common.spec)
-        key = common.key if common.key is not None else (early.key if early else None)
-        prefix = common.prefix if common.prefix is not None else (early.prefix if early else None)
+        key, prefix = place_of_tensors(path, common.spec, common.key, common.prefix)
         with open_checkpoint(path, key=key, prefix=prefix) as checkpoint:
             topology, origin = _topology(checkpoint, path, common)
             result: Any = inspection_json(checkpoint, topology, origin)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from netgrow_cli.checkpoint.detect import detect
 from netgrow_cli.checkpoint.types import Checkpoint
 from netgrow_cli.errors import SpecError
 from netgrow_cli.topology.draft import draft_spec
@@ -41,6 +42,27 @@ def spec_before_opening(path: Path, stated: Path | None) -> Spec | None:
     if stated is not None:
         return read_spec(stated)
     return next((read_spec(place) for place in spec_paths(path) if place.is_file()), None)
+
+
+def place_of_tensors(
+    path: Path, stated: Path | None, key: str | None, prefix: str | None
+) -> tuple[str | None, str | None]:
+    """The key and the prefix to open a checkpoint with: as asked for, else as a spec says; None to find them.
+
+    A spec may have been written for a torch file and go with the same network as safetensors, which has no keys.
+    One beside the checkpoint that cannot be read may not be needed; `find_spec` tells.
+    """
+    try:
+        spec = spec_before_opening(path, stated)
+    except SpecError:
+        if stated is not None:
+            raise
+        spec = None
+    if spec is None:
+        return key, prefix
+    if key is None and spec.key is not None and detect(path) != "safetensors":
+        key = spec.key
+    return key, spec.prefix if prefix is None else prefix
 
 
 def find_spec(
