@@ -483,6 +483,25 @@ def test_the_order_in_which_specs_are_found(run: Run, tmp_path: Path) -> None:
     assert spec_taken(run, made, "--spec", tmp_path / "t.yaml") == "other"
 
 
+def test_a_spec_with_a_key_for_both_formats(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "netgrow.yaml").write_text(MLP_SPEC + "key: policy.net\n")
+    nested = {"policy": {"net": chain(5, 6, 4, 3)}, "value": chain(5, 6, 4, 1)}
+    ckpt = save(tmp_path / "a.pt", nested)
+    there = run("convert", ckpt, "--key", "policy.net", "-o", tmp_path / "b.safetensors").path
+    for path in (ckpt, there):
+        assert run("check", path).code == 0
+        made = run("expand", path, "--layer", "fc1", "--add", "2").path
+        assert run("inspect", made).code == 0 and run("verify", path, made).code == 0
+
+
+def test_a_spec_that_is_not_taken_may_be_broken(run: Run, tmp_path: Path) -> None:
+    made = run("expand", save(tmp_path / "a.safetensors", chain(5, 6, 4, 3)), "--layer", "fc1", "--add", "1").path
+    (tmp_path / "netgrow.yaml").write_text("layers: [")
+    assert run("split", made, "--layer", "fc1", "--units", "1").code == 0
+    assert run("inspect", made).code == 0
+    assert run("expand", tmp_path / "a.safetensors", "--layer", "fc1", "--add", "2", "--force").code == 2
+
+
 @pytest.mark.parametrize("ending", [".pt", ".safetensors"])
 def test_the_rewritten_spec_fits_the_output(run: Run, tmp_path: Path, ending: str) -> None:
     (tmp_path / f"core{ending}.netgrow.yaml").write_text(CORE_SPEC)
