@@ -77,7 +77,10 @@ def _resize(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
 
 
 def _settings(checkpoint: Checkpoint, path: Path, stated: Path | None) -> dict[str, dict[str, Any]]:
-    """By module name, the settings that the checkpoint's own spec states: eps, groups."""
+    """By module name, the settings that the checkpoint's own spec states: eps, groups.
+
+    A norm without parameters is found by its layer's name, and its shape is what it normalises.
+    """
     try:
         found = find_spec(checkpoint, path, stated, draft=False)
     except NetgrowError:
@@ -93,6 +96,11 @@ def _settings(checkpoint: Checkpoint, path: Path, stated: Path | None) -> dict[s
             settings[module] = {key: node.attrs[key] for key in ("eps", "groups") if key in node.attrs}
             if node.op.startswith("conv"):
                 settings[module]["groups"] = _groups(topology, node.name)
+        elif node.op in ("layer_norm", "rms_norm", "group_norm"):
+            sizes = topology.value(node.inputs[0]).shape
+            count = node.attrs.get("dims", 1)
+            shape = sizes[1:2] if node.op == "group_norm" else sizes[len(sizes) - count :]
+            settings[node.name] = {"shape": shape, **{key: node.attrs[key] for key in ("groups",) if key in node.attrs}}
     return settings
 
 
@@ -109,11 +117,13 @@ def _adjust(name: str, module: torch.nn.Module, settings: Mapping[str, Mapping[s
     import torch
 
     weight = getattr(module, "weight", None)
-    if not isinstance(weight, torch.Tensor):
+    stated = settings.get(name, {})
+    shape = tuple(weight.shape) if isinstance(weight, torch.Tensor) else stated.get("shape")
+    if shape is None:
         return
     for kind, adjust in _by_kind().items():
         if isinstance(module, kind):
-            adjust(name, module, tuple(weight.shape), settings.get(name, {}))
+            adjust(name, module, shape, stated)
             return
 
 

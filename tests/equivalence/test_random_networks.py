@@ -26,7 +26,7 @@ from tests.equivalence.cases import Count, run_case
 from tests.equivalence.edits import inputs, randomise, save, spec_of
 from tests.equivalence.networks import build
 
-BLOCKS, IN_BLOCK = 10, 10
+BLOCKS, IN_BLOCK = 9, 10
 _COUNT = Count()
 
 

@@ -142,6 +142,24 @@ def test_all_units_split_under_a_norm(tmp_path: Path, kind: str, ways: int) -> N
             edit(tmp_path / "some", text, module, "split", layer="a", units=[1])
 
 
+@pytest.mark.parametrize("kind", ("rms_norm", "layer_norm", "group_norm"))
+def test_fit_reaches_norms_without_parameters(tmp_path: Path, kind: str) -> None:
+    made = {
+        "rms_norm": nn.RMSNorm(6, 1e-3, elementwise_affine=False),
+        "layer_norm": nn.LayerNorm(6, elementwise_affine=False),
+        "group_norm": nn.GroupNorm(2, 6, affine=False),
+    }[kind]
+    setting = {"rms_norm": ", eps: 0.001", "layer_norm": "", "group_norm": ", groups: 2"}[kind]
+    module, text = randomise(Normed(made)).double(), normed(f"op: {kind}{setting}")
+    names = widths(tmp_path, text, module)
+    several = {"width": [name for name, size in names.items() if size == 2]} if kind == "group_norm" else {"layer": "a"}
+    done = edit(tmp_path, text, module, "split", every=True, **several)
+    assert done.distance(inputs(9, 4)) < EXACT
+    if kind != "group_norm":
+        with pytest.raises(Refused, match="no gain"):
+            edit(tmp_path / "expand", text, module, "expand", layer="a", add=1)
+
+
 class Halves(nn.Module):
     """One layer makes two widths of one size, of which a norm sees one; and two norms."""
 
@@ -490,6 +508,7 @@ def test_numbers_that_cannot_be_shared_are_refused(tmp_path: Path, dtype: torch.
     assert not (tmp_path / "out.pt").exists()
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 def test_quantised_tensors_are_refused(tmp_path: Path) -> None:
     state = dict(randomise(Mlp()).state_dict())
     state["b.weight"] = torch.quantize_per_tensor(state["b.weight"].float(), 0.1, 0, torch.qint8)
