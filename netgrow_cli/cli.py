@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from netgrow_cli import __version__
-from netgrow_cli.commands import apply, check, expand, infer, inspect, prune, recycle, scores, split, verify
+from netgrow_cli.commands import apply, check, expand, infer, inspect, prune, recycle, scores, split, trace, verify
 from netgrow_cli.commands.common import given
 from netgrow_cli.errors import NetgrowError, UsageError
 
@@ -85,6 +85,7 @@ for _command in (
     recycle.recycle,
     apply.apply,
     scores.scores,
+    trace.trace,
     verify.verify,
 ):
     _add(_command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -54,12 +55,17 @@ class Network:
     def read_real(self, name: str) -> Any:
         """A tensor to compute with. Raises Refused where it holds integers, quantised or not, or complex numbers."""
         tensor = self.read(name)
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() and name not in self._tables:
             raise Refused(
                 f"{name} holds {self.infos[name].dtype} values, which netgrow cannot compute with; convert the "
                 "checkpoint to a floating dtype first (dequantise it)"
             )
         return tensor
+
+    @functools.cached_property
+    def _tables(self) -> frozenset[str]:
+        """Tensors that are used as they are (index tables), and so may hold integers."""
+        return frozenset(node.params["weight"] for node in self.graph.nodes if node.op == "parameter")
 
     def _on_device(self, name: str) -> Any:
         tensor = self.read_real(name)

@@ -61,6 +61,9 @@ class Context(Protocol):
     def size(self, name: str | int) -> int:
         """A size given as a number or as one of the spec's `dims`."""
 
+    def is_integer(self, param: str) -> bool:
+        """Whether a parameter holds integers (an index table) or truth values."""
+
     def use(self, param: str, axis: int, parts: Sequence[tuple[Layout, Role]]) -> None:
         """Record what one axis of a parameter does; the parts are the factors of the axis."""
 

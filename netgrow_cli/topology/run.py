@@ -38,7 +38,7 @@ def run(
         params = {role: _as(read(name), dtype) for role, name in node.params.items()}
         unit_axis = topology.value(node.inputs[0]).unit_axis if node.inputs else 0
         outputs = topology.values[node.name]
-        call = Call(torch, node, operands, params, outputs, unit_axis, op.all_attrs(node))
+        call = Call(torch, node, operands, params, outputs, unit_axis, op.all_attrs(node), dtype)
         result = op.run(call)
         values[node.name] = result if isinstance(result, tuple) else (result,)
         if observe is not None:

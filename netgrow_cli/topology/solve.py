@@ -174,6 +174,10 @@ class _Node:
             self.fail(f"size {name!r} is neither a number nor in `dims`")
         return found
 
+    def is_integer(self, param: str) -> bool:
+        dtype = self._solver.infos[self.node.params[param]].dtype
+        return dtype == "BOOL" or dtype.startswith(("I", "U"))
+
     def use(self, param: str, axis: int, parts: Sequence[tuple[Layout, Role]]) -> None:
         tensor = self._solver.aliases[self.node.params[param]]
         self._solver.uses.append(AxisUse(self.node.name, param, tensor, axis, tuple(parts)))
@@ -199,7 +203,7 @@ class _Solver:
     def __init__(self, graph: Graph, tensors: Mapping[str, TensorInfo], sizes: Mapping[str, int]) -> None:
         self.graph = graph
         self.infos = tensors
-        self.sizes = {**graph.dims, **sizes}
+        self.sizes = {**_default_sizes(graph), **graph.dims, **sizes}
         self.layouts = Layouts()
         self.uses: list[AxisUse] = []
         self.effects: list[Effect] = []
@@ -235,7 +239,7 @@ class _Solver:
         unit_axis = _unit_axis_of(given)
         for position, item in enumerate(given.shape):
             why = f"input of the model ({given.name})"
-            size = self.sizes.get(item, PROBE_BATCH if position == 0 else FREE_SIZE) if isinstance(item, str) else item
+            size = self.sizes[item] if isinstance(item, str) else item
             is_unit = position == unit_axis and isinstance(item, int)
             axes.append(self.layouts.width(size, frozen=why) if is_unit else Fixed(size, why))
         return Value(tuple(axes), unit_axis, "int" in given.dtype)
@@ -308,6 +312,16 @@ class _Solver:
         if self.aliases[name] in self._axes or name.endswith("num_batches_tracked"):
             return False
         return not any(fnmatch.fnmatchcase(name, pattern) for pattern in self.graph.ignore)
+
+
+def _default_sizes(graph: Graph) -> dict[str, int]:
+    """Sizes of the named axes of inputs, where no run says otherwise."""
+    sizes: dict[str, int] = {}
+    for given in graph.inputs:
+        for position, item in enumerate(given.shape):
+            if isinstance(item, str):
+                sizes.setdefault(item, PROBE_BATCH if position == 0 else FREE_SIZE)
+    return sizes
 
 
 def _unit_axis_of(given: Input) -> int:

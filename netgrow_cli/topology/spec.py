@@ -20,7 +20,7 @@ from netgrow_cli.topology.ops.base import REQUIRED
 VERSION = 1
 MOST_BYTES = 16 * 2**20
 _TOP = ("netgrow", "inputs", "layers", "outputs", "dims", "prefix", "key", "ignore")
-_LAYER = ("op", "from", "params", "prefix")
+_LAYER = ("op", "from", "params", "prefix", "source")
 _SLICE = re.compile(r"^(?P<name>.+?)\[(?:(?P<start>\d{0,12}):(?P<stop>\d{0,12})|(?P<index>\d{1,12}))\]$")
 _RANGE = re.compile(r"^\s*(\d{1,12})\s*:\s*(\d{1,12})\s*$")
 _FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
@@ -146,15 +146,17 @@ class _Builder:
         if not isinstance(body, dict):
             raise SpecError(f"{layer.mark}: layer {layer.name!r} must be a mapping: {{op: ..., from: ...}}")
         op, marks = self._op(layer)
-        if "from" not in body:
-            self._fail(layer, "it lacks `from:`, which says what it reads")
-        marks["from"] = body["from"].mark
-        inputs = self._operands(layer, op, body["from"])
         least, most = op.inputs
+        if "from" not in body and least > 0:
+            self._fail(layer, "it lacks `from:`, which says what it reads")
+        inputs: tuple[Ref, ...] = ()
+        if "from" in body:
+            marks["from"] = body["from"].mark
+            inputs = self._operands(layer, op, body["from"])
         if len(inputs) < least or (most is not None and len(inputs) > most):
             wanted = f"{least}" if least == most else f"{least} or more"
             hint = "; for a concatenation give ranges: {'0:64': a, '64:96': b}" if op.consumes_axis else ""
-            self._fail(layer, f"it takes {wanted} operand, `from` gives {len(inputs)}{hint}", body["from"].mark)
+            self._fail(layer, f"it takes {wanted} operand, `from` gives {len(inputs)}{hint}", marks.get("from"))
         attrs = self._attrs(layer, op, marks)
         self._nodes[layer.name] = Node(
             name=layer.name,
@@ -163,7 +165,14 @@ class _Builder:
             params=self._params(layer, op),
             attrs=attrs,
             marks=marks,
+            source=self._source(layer),
         )
+
+    @staticmethod
+    def _source(layer: Block) -> str | None:
+        """File and line of the model's code, which a trace writes down."""
+        stated = layer.body.value.get("source")
+        return None if stated is None else str(stated.value)
 
     def _op(self, layer: Block) -> tuple[Op, dict[str, Mark]]:
         stated = layer.body.value.get("op")

@@ -47,7 +47,7 @@ class Call:
     """One run of an operation on real tensors.
 
     outputs: the solved layouts of the results, for operations whose result's shape follows from them.
-    unit_axis: the axis of the first operand that holds the units.
+    unit_axis: the axis of the first operand that holds the units. dtype: what floating numbers are computed in.
     """
 
     torch: Any
@@ -57,6 +57,7 @@ class Call:
     outputs: Sequence[Value]
     unit_axis: int
     attrs: Mapping[str, Any]
+    dtype: Any = None
 
     @property
     def functional(self) -> Any:

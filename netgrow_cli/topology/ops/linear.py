@@ -12,6 +12,11 @@ def _linear(call: Call) -> Any:
     return call.functional.linear(call.inputs[0], call.params["weight"], call.params.get("bias"))
 
 
+def _linear_io(call: Call) -> Any:
+    product = call.torch.matmul(call.inputs[0], call.params["weight"])
+    return product if "bias" not in call.params else product + call.params["bias"]
+
+
 def _embedding(call: Call) -> Any:
     return call.functional.embedding(call.inputs[0], call.params["weight"])
 
@@ -24,6 +29,14 @@ OPS = (
         params=(Param("weight"), Param("bias", "zero", optional=True)),
         consumes_axis=-1,
         doc="y = x W^T + b over the last axis.",
+    ),
+    Op(
+        name="linear_io",
+        rule=notation("... i, i o, o? -> ... o", ("weight", "bias")),
+        run=_linear_io,
+        params=(Param("weight"), Param("bias", "zero", optional=True)),
+        consumes_axis=-1,
+        doc="y = x W + b over the last axis: the weight as (in, out), as GPT-2 has it.",
     ),
     Op(
         name="embedding",

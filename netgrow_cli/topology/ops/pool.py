@@ -100,13 +100,19 @@ def _pad_rule(context: Context) -> tuple[Value, ...]:
     if not amounts or len(amounts) % 2 or not all(isinstance(amount, int) for amount in amounts):
         context.fail(f"padding: {amounts} should be two numbers for each axis, the last axis first", "attr:padding")
     _need(context, dims)
-    if (len(source.axes) - dims) <= source.unit_axis:
-        context.fail("padding of the units themselves; concatenate instead", "attr:padding")
-    # torch counts from the last axis backwards.
-    sizes = [
-        source.axes[n - dims].size + amounts[2 * (dims - 1 - n)] + amounts[2 * (dims - 1 - n) + 1] for n in range(dims)
-    ]
-    return _channels_first(context, dims, sizes)
+    axes = list(source.axes)
+    for number in range(dims):
+        before, after = amounts[2 * number : 2 * number + 2]
+        place = len(axes) - 1 - number  # torch counts from the last axis backwards
+        if before == after == 0:
+            continue
+        if place == source.unit_axis:
+            context.fail("padding of the units themselves; concatenate instead", "attr:padding")
+        context.layouts.freeze(axes[place], "positions")
+        if axes[place].size + before + after < 1:
+            context.fail(f"nothing is left of an input of {list(source.shape)}", "attr:padding")
+        axes[place] = Fixed(axes[place].size + before + after, "positions")
+    return (Value(tuple(axes), source.unit_axis),)
 
 
 def _pad(call: Call) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from netgrow_cli.topology.layout import CannotAlign, Fixed, Layout, SizeMismatch, concat, leaves, product
-from netgrow_cli.topology.ops.base import BOOL, INT, INTS, REQUIRED, Attr, Call, Fresh, Op, axis_in
+from netgrow_cli.topology.ops.base import BOOL, INT, INTS, NUMBER, REQUIRED, Attr, Call, Fresh, Op, axis_in
 from netgrow_cli.topology.rule import Context, Value
 
 
@@ -343,6 +343,12 @@ def _reduce(name: str) -> Any:
     return run
 
 
+def _vector_norm(call: Call) -> Any:
+    x, stated = call.inputs[0], call.attrs["axes"]
+    axes = [n for n in range(1, x.dim()) if n != call.unit_axis] if stated is None else stated
+    return call.torch.linalg.vector_norm(x, call.attrs["ord"], axes, call.attrs["keepdim"])
+
+
 _AXIS = {"axis": Attr(None, INT)}
 _REDUCE = {"axes": Attr(None, INTS), "keepdim": Attr(False, BOOL)}
 
@@ -444,6 +450,14 @@ OPS = (
         attrs=_AXIS,
         fresh="zero",
         doc="First half times sigmoid of the second.",
+    ),
+    Op(
+        name="vector_norm",
+        rule=_reduce_rule,
+        run=_vector_norm,
+        attrs={**_REDUCE, "ord": Attr(2.0, NUMBER)},
+        fresh="zero",
+        doc="Norm over positions, or over stated axes.",
     ),
     *(
         Op(name=name, rule=_reduce_rule, run=_reduce(name), attrs=_REDUCE, fresh=fresh, doc=doc)

@@ -1,0 +1,146 @@
+"""Products of activations: attention, matmul, einsum.
+
+A letter that two activations share and the result lacks is summed over without weights in between. Such a width
+cannot be rescaled by any reader, which is an effect ("contraction", "attention").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from netgrow_cli.topology.layout import CannotAlign, Layout, SizeMismatch
+from netgrow_cli.topology.ops.base import BOOL, NUMBER, REQUIRED, TEXT, Attr, Call, Op
+from netgrow_cli.topology.ops.elementwise import broadcast
+from netgrow_cli.topology.rule import Context, Value
+
+
+def _agree(context: Context, one: Layout, other: Layout, what: str) -> None:
+    try:
+        context.layouts.unify(one, other)
+    except SizeMismatch as clash:
+        context.fail(f"{what} have {clash.left.size} and {clash.right.size}, which must agree", "from")
+
+
+def _matmul_rule(context: Context) -> tuple[Value, ...]:
+    """... i j, ... j k -> ... i k; a vector has no i, or no k."""
+    left, right = context.inputs
+    if not left.axes or not right.axes:
+        context.fail("it multiplies matrices; an operand has no axes", "from")
+    inner = left.axes[-1]
+    position = len(right.axes) - 2 if len(right.axes) > 1 else 0
+    _agree(context, inner, right.axes[position], "the axes that are summed over")
+    context.effect("contraction", inner, len(left.axes) - 1)
+    rows = (left.axes[-2],) if len(left.axes) > 1 else ()
+    columns = (right.axes[-1],) if len(right.axes) > 1 else ()
+    outer = broadcast(context, [Value(left.axes[:-2], 0), Value(right.axes[:-2], 0)]) if _batched(left, right) else ()
+    axes = tuple(context.layouts.resolve(axis) for axis in (*outer, *rows, *columns))
+    return (Value(axes, max(len(axes) - 1, 0)),)
+
+
+def _batched(left: Value, right: Value) -> bool:
+    return len(left.axes) > 2 or len(right.axes) > 2
+
+
+def _einsum_rule(context: Context) -> tuple[Value, ...]:
+    terms, _, result = context.attr("equation").replace(" ", "").partition("->")
+    patterns = terms.split(",")
+    if "." in terms or len(patterns) != len(context.inputs):
+        context.fail(f"equation {context.attr('equation')!r} does not fit its {len(context.inputs)} operands")
+    letters: dict[str, Layout] = {}
+    for pattern, value in zip(patterns, context.inputs, strict=True):
+        if len(pattern) != len(value.axes):
+            context.fail(f"{pattern!r} of its equation does not fit an operand of {list(value.shape)}")
+        for letter, axis in zip(pattern, value.axes, strict=True):
+            _agree(context, letters.setdefault(letter, axis), axis, f"axes {letter!r}")
+    for position, letter in enumerate(patterns[0]):
+        if letter not in result:
+            context.effect("contraction", letters[letter], position)
+    for letter in letters:
+        if letter not in result and letter not in patterns[0]:
+            context.layouts.freeze(letters[letter], f"summed over by einsum {context.node.name}")
+    axes = tuple(context.layouts.resolve(letters[letter]) for letter in result)
+    return (Value(axes, max(len(axes) - 1, 0)),)
+
+
+def _attention_rule(context: Context) -> tuple[Value, ...]:
+    """... h q d, ... h k d, ... h k e, (... h q k)? -> ... h q e; keys and values may have fewer heads."""
+    query, key, value = context.inputs[:3]
+    if min(len(operand.axes) for operand in (query, key, value)) < 3:
+        context.fail("query, key and value need axes (..., heads, positions, size)", "from")
+    _agree(context, query.axes[-1], key.axes[-1], "query and key")
+    _agree(context, key.axes[-2], value.axes[-2], "the positions of keys and values")
+    _agree(context, key.axes[-3], value.axes[-3], "the heads of keys and values")
+    _heads(context, query.axes[-3], key.axes[-3])
+    context.effect("attention", query.axes[-1], len(query.axes) - 1)
+    for operand in (query, key, value):
+        context.layouts.freeze(operand.axes[-2], "positions")
+    if len(context.inputs) > 3:
+        scores = Value((*query.axes[:-1], key.axes[-2]), 0)
+        broadcast(context, [scores, context.inputs[3]])
+    resolve = context.layouts.resolve
+    axes = tuple(resolve(axis) for axis in (*query.axes[:-1], value.axes[-1]))
+    return (Value(axes, len(axes) - 1),)
+
+
+def _heads(context: Context, queries: Layout, keys: Layout) -> None:
+    """As many heads of keys as of queries, or one for each group of query heads."""
+    if queries.size == keys.size:
+        context.layouts.unify(queries, keys)
+        return
+    if keys.size == 0 or queries.size % keys.size:
+        context.fail(f"{queries.size} heads of queries do not share {keys.size} heads of keys", "from")
+    try:
+        groups, _ = context.layouts.factor(queries, (keys.size, queries.size // keys.size), ("kv_heads", "groups"))
+        context.layouts.unify(groups, keys)
+    except CannotAlign as clash:
+        context.layouts.freeze(queries, f"attention {context.node.name}: {clash}")
+        context.layouts.freeze(keys, f"attention {context.node.name}: {clash}")
+
+
+def _attention(call: Call) -> Any:
+    query, key, value = call.inputs[:3]
+    mask = call.inputs[3] if len(call.inputs) > 3 else None
+    if mask is not None and mask.is_floating_point():
+        mask = mask.to(query.dtype)
+    shared = query.shape[-3] // key.shape[-3]
+    if shared > 1:
+        key, value = key.repeat_interleave(shared, -3), value.repeat_interleave(shared, -3)
+    return call.functional.scaled_dot_product_attention(
+        query, key, value, mask, 0.0, call.attrs["is_causal"], scale=call.attrs["scale"]
+    )
+
+
+def _einsum(call: Call) -> Any:
+    return call.torch.einsum(call.attrs["equation"], *_alike(call.inputs))
+
+
+def _matmul(call: Call) -> Any:
+    return call.torch.matmul(*_alike(call.inputs))
+
+
+def _alike(operands: Sequence[Any]) -> Sequence[Any]:
+    """Constants come in their own dtype; they are computed with in the network's."""
+    first = next((operand for operand in operands if operand.is_floating_point()), operands[0])
+    return [operand.to(first.dtype) if operand.is_floating_point() else operand for operand in operands]
+
+
+OPS = (
+    Op(name="matmul", rule=_matmul_rule, run=_matmul, inputs=(2, 2), doc="Product of two activations."),
+    Op(
+        name="einsum",
+        rule=_einsum_rule,
+        run=_einsum,
+        attrs={"equation": Attr(REQUIRED, TEXT)},
+        inputs=(1, None),
+        doc="Product of activations by an equation.",
+    ),
+    Op(
+        name="attention",
+        rule=_attention_rule,
+        run=_attention,
+        attrs={"is_causal": Attr(False, BOOL), "scale": Attr(None, NUMBER)},
+        inputs=(3, 4),
+        doc="softmax(q k^T scale + mask) v over (..., heads, positions, size); from: [q, k, v] or with a mask.",
+    ),
+)

@@ -1,0 +1,21 @@
+"""A layer on its way into a spec."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One layer: what the spec will say of it.
+
+    inputs: references as a spec writes them, `name` or `name[1]`. source: file and line in the model's code.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    params: dict[str, str] = dataclasses.field(default_factory=dict)
+    attrs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    source: str | None = None

@@ -1,0 +1,181 @@
+"""A model from `package.module:factory`, or from the `config.json` of a Hugging Face folder; and its trace."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from netgrow_cli.checkpoint.dtypes import name_of
+from netgrow_cli.checkpoint.types import TensorInfo
+from netgrow_cli.errors import SpecError, UsageError
+from netgrow_cli.topology.solve import solve
+from netgrow_cli.topology.spec import parse_spec
+from netgrow_cli.topology.trace.convert import Converter, mutates
+from netgrow_cli.topology.trace.fuse import fuse
+from netgrow_cli.topology.trace.inputs import Given
+from netgrow_cli.topology.trace.layer import Layer
+from netgrow_cli.topology.trace.write import spec_text
+
+TOKENS = (2, 9)
+"""Batch and length of the token ids that a language model is traced with where nothing is said."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """A trace: the spec's text, and the operations without a rule, with how often they occur."""
+
+    text: str
+    unknown: dict[str, int]
+
+
+def trace_source(source: str, given: Sequence[Given]) -> Traced:
+    """Trace what SOURCE names. Raises UsageError."""
+    folder = Path(source)
+    if folder.is_dir() or folder.name == "config.json":
+        model, defaults, options = _hugging_face(folder)
+        return trace_model(model, list(given) or defaults, origin=str(source), options=options)
+    return trace_model(_from_factory(source), given, origin=source)
+
+
+def trace_model(
+    model: Any, given: Sequence[Given], *, origin: str = "a model", options: dict[str, Any] | None = None
+) -> Traced:
+    """Trace a module on inputs of these shapes. Raises UsageError where torch cannot export it."""
+    import torch
+
+    if not given:
+        raise UsageError("say what the model reads: --input 'float32[2,3,96,96]', one for each argument")
+    model.eval()
+    device = str(next(iter(model.parameters()), torch.zeros(0)).device)
+    examples = [(item, item.tensor(device)) for item in given]
+    positional = tuple(tensor for item, tensor in examples if item.name is None)
+    keywords = {item.name: tensor for item, tensor in examples if item.name is not None}
+    # torch logs what it also raises; one line is enough for people.
+    logging.getLogger("torch").setLevel(logging.CRITICAL)
+    try:
+        program = torch.export.export(model, positional, {**keywords, **(options or {})}, strict=False)
+    except Exception as error:
+        raise UsageError(f"{origin}: torch.export cannot trace it: {_reason(error)}") from None
+    if mutates(program.graph):
+        program = program.run_decompositions({})
+    names = _argument_names(model, given)
+    converter = Converter(program, names)
+    outputs = converter.convert()
+    layers = fuse(converter.layers, outputs)
+    layers = _used(layers, outputs)
+    pairs = list(zip(names, given, strict=True))
+    if not converter.fixed_batch:
+        text = spec_text(pairs, layers, outputs, tensors=set(program.state_dict), fixed_batch=False, origin=origin)
+        if _holds_at_any_batch(text, program, given[0].shape[0]):
+            return Traced(text, converter.unknown)
+    layers = [_with_batch(layer, given[0].shape[0]) for layer in layers]
+    text = spec_text(pairs, layers, outputs, tensors=set(program.state_dict), fixed_batch=True, origin=origin)
+    return Traced(text, converter.unknown)
+
+
+def _holds_at_any_batch(text: str, program: Any, batch: int) -> bool:
+    """Whether the traced sizes leave the batch free; code that computes with it does not."""
+    infos = {name: TensorInfo(name, tuple(t.shape), name_of(t.dtype) or "U8") for name, t in program.state_dict.items()}
+    graph = parse_spec(text, "the trace").graph(infos)
+    try:
+        shapes = [solve(graph, infos, sizes={"batch": size}) for size in (batch, batch + 1)]
+    except SpecError:
+        return False
+    outputs = [[topology.value(ref).shape for ref in graph.outputs] for topology in shapes]
+    expected = [tuple(batch + 1 if n == 0 else size for n, size in enumerate(shape)) for shape in outputs[0]]
+    return outputs[1] == expected
+
+
+def _with_batch(layer: Layer, batch: int) -> Layer:
+    """The batch as a number, where other operations are bound to it too."""
+    if layer.op != "expand":
+        return layer
+    sizes = [batch if size == "batch" else size for size in layer.attrs["sizes"]]
+    return dataclasses.replace(layer, attrs={**layer.attrs, "sizes": sizes})
+
+
+def _used(layers: Sequence[Layer], outputs: Sequence[str]) -> list[Layer]:
+    """Only what the outputs depend on."""
+    wanted = {ref.partition("[")[0] for ref in outputs}
+    kept = []
+    for layer in reversed(layers):
+        if layer.name in wanted:
+            kept.append(layer)
+            wanted.update(ref.partition("[")[0] for ref in layer.inputs)
+    return kept[::-1]
+
+
+def _argument_names(model: Any, given: Sequence[Given]) -> list[str]:
+    """The inputs' names in the spec: the arguments of `forward`."""
+    parameters = [
+        name
+        for name, parameter in inspect.signature(model.forward).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    names, free = [], iter(parameters)
+    for position, item in enumerate(given):
+        names.append(item.name or next(free, f"input{position}"))
+    return names
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def _from_factory(source: str) -> Any:
+    module_name, colon, name = source.partition(":")
+    if not colon or not name:
+        raise UsageError(f"{source}: write package.module:factory, or name a folder with a config.json")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UsageError(f"{source}: {error}") from None
+    factory = getattr(module, name, None)
+    if factory is None:
+        raise UsageError(f"{source}: module {module_name!r} has no {name!r}")
+    import torch
+
+    try:
+        model = factory()
+    except Exception as error:
+        raise UsageError(f"{source}: {name}() failed: {type(error).__name__}: {_reason(error)}") from None
+
+    if not isinstance(model, torch.nn.Module):
+        raise UsageError(f"{source}: it gives a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def _hugging_face(folder: Path) -> tuple[Any, list[Given], dict[str, Any]]:
+    """A model from its configuration, without weights."""
+    path = folder if folder.name == "config.json" else folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{folder}: it has no config.json") from None
+    except ValueError as error:
+        raise UsageError(f"{path}: no valid JSON: {error}") from None
+    try:
+        import torch
+        import transformers
+    except ImportError:
+        raise UsageError("tracing a Hugging Face folder needs transformers: pip install 'netgrow[hf]'") from None
+    name = next(iter(config.get("architectures") or []), None)
+    if name is None or not hasattr(transformers, name):
+        raise UsageError(f"{path}: `architectures` names {name!r}, which this transformers does not have")
+    settings = transformers.AutoConfig.from_pretrained(str(path.parent))
+    model = getattr(transformers, name)._from_config(settings)
+    del torch
+    vocabulary = getattr(settings.get_text_config(), "vocab_size", None)
+    defaults = [Given("input_ids", "int64", TOKENS, vocabulary)] if vocabulary else []
+    options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    return model, defaults, options
