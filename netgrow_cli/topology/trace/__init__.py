@@ -2,7 +2,8 @@
 
 source.py    a model and its inputs, from `package.module:factory` or a Hugging Face folder
 inputs.py    `--input float32[2,3,96,96]`
-convert.py   operations of torch to operations of netgrow
+reading.py   the nodes of an exported graph
+convert.py   a graph to layers; handlers/: what becomes of each operation
 fuse.py      groups of operations that are one: a written-out rms_norm
 write.py     the spec's text
 """

@@ -17,10 +17,12 @@ from netgrow_cli.checkpoint.types import TensorInfo
 from netgrow_cli.errors import SpecError, UsageError
 from netgrow_cli.topology.solve import solve
 from netgrow_cli.topology.spec import parse_spec
-from netgrow_cli.topology.trace.convert import Converter, mutates
+from netgrow_cli.topology.trace.convert import Converter
 from netgrow_cli.topology.trace.fuse import fuse
+from netgrow_cli.topology.trace.handlers import HANDLERS
 from netgrow_cli.topology.trace.inputs import Given
 from netgrow_cli.topology.trace.layer import Layer
+from netgrow_cli.topology.trace.reading import mutates
 from netgrow_cli.topology.trace.write import spec_text
 
 TOKENS = (2, 9)
@@ -66,7 +68,7 @@ def trace_model(
     if mutates(program.graph):
         program = program.run_decompositions({})
     names = _argument_names(model, given)
-    converter = Converter(program, names)
+    converter = Converter(program, names, HANDLERS)
     outputs = converter.convert()
     layers = fuse(converter.layers, outputs)
     layers = _used(layers, outputs)

@@ -1,0 +1,13 @@
+"""What becomes of each operation of torch, by its plain name. A new one is an entry in one of these files."""
+
+from __future__ import annotations
+
+from netgrow_cli.topology.trace.convert import Handler
+from netgrow_cli.topology.trace.handlers import arithmetic, axes, layers, space
+
+HANDLERS: dict[str, Handler] = {
+    **arithmetic.HANDLERS,
+    **layers.HANDLERS,
+    **axes.HANDLERS,
+    **space.HANDLERS,
+}

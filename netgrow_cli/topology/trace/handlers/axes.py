@@ -1,0 +1,200 @@
+"""Operations that cut, join, move and regroup axes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from netgrow_cli.topology.trace.convert import Converter, Handler
+from netgrow_cli.topology.trace.reading import argument, as_list, operation, shape
+
+_BIG = 2**62
+"""Where a slice says "to the end"."""
+
+
+def _cat(made: Converter, node: Any) -> bool:
+    parts = [part for part in node.args[0] if part not in made.empty]
+    if len(parts) == 1:
+        made.alias(node, parts[0])
+        return True
+    made.put(node, "cat", parts, attrs={"axis": argument(node, 1, "dim", 0)})
+    return True
+
+
+def _stack(made: Converter, node: Any) -> bool:
+    made.put(node, "stack", list(node.args[0]), attrs={"axis": argument(node, 1, "dim", 0)})
+    return True
+
+
+def _unbind(made: Converter, node: Any) -> bool:
+    axis = argument(node, 1, "dim", 0)
+    count = shape(node.args[0])[axis]
+    made.put(node, "unbind", [node.args[0]], attrs={"axis": axis}, outputs=count)
+    return True
+
+
+def _split(made: Converter, node: Any) -> bool:
+    sizes = node.args[1]
+    axis = argument(node, 2, "dim", 0)
+    count = len(as_list(node.meta["val"]))
+    value = list(sizes) if isinstance(sizes, (list, tuple)) else sizes
+    made.put(node, "split", [node.args[0]], attrs={"sizes": value, "axis": axis}, outputs=count)
+    return True
+
+
+def _chunk(made: Converter, node: Any) -> bool:
+    axis = argument(node, 2, "dim", 0)
+    if shape(node.args[0])[axis] % node.args[1]:
+        return False
+    count = len(as_list(node.meta["val"]))
+    made.put(node, "chunk", [node.args[0]], attrs={"chunks": node.args[1], "axis": axis}, outputs=count)
+    return True
+
+
+def _slice(made: Converter, node: Any) -> bool:
+    source = node.args[0]
+    axis = argument(node, 1, "dim", 0)
+    start, stop, step = (argument(node, n, name) for n, name in ((2, "start"), (3, "end"), (4, "step")))
+    size = shape(source)[axis]
+    first = 0 if start is None else start + size if start < 0 else min(start, size)
+    last = size if stop is None or stop >= _BIG else stop + size if stop < 0 else min(stop, size)
+    if first >= last:
+        made.empty.add(node)
+        return True
+    if step not in (None, 1):
+        if last != size:
+            return False
+        made.put(node, "strided", [source], attrs={"axis": axis, "start": first, "step": step})
+        return True
+    if (first, last) == (0, size):
+        made.alias(node, source)
+        return True
+    attrs = {"axis": axis, **({"start": first} if first else {}), **({"stop": last} if last != size else {})}
+    made.put(node, "slice", [source], attrs=attrs)
+    return True
+
+
+def _slice_scatter(made: Converter, node: Any) -> bool:
+    """A range of an axis replaced: what is before it, the new values, what is behind it."""
+    source, values = node.args[:2]
+    axis = argument(node, 2, "dim", 0)
+    start, stop, step = (argument(node, n, name) for n, name in ((3, "start"), (4, "end"), (5, "step")))
+    size = shape(source)[axis]
+    first, last = start or 0, size if stop is None or stop >= _BIG else stop
+    if step not in (None, 1) or not 0 <= first < last <= size:
+        return False
+    if last - first == size:
+        made.alias(node, values)
+        return True
+    parts = [made.ref(values)]
+    if first > 0:
+        parts.insert(0, made.extra(node, "before", "slice", [made.ref(source)], {"axis": axis, "stop": first}))
+    if last < size:
+        parts.append(made.extra(node, "behind", "slice", [made.ref(source)], {"axis": axis, "start": last}))
+    made.put_refs(node, "cat", parts, {"axis": axis})
+    return True
+
+
+def _select(made: Converter, node: Any) -> bool:
+    made.put(node, "select", [node.args[0]], attrs={"axis": node.args[1], "index": node.args[2]})
+    return True
+
+
+def _reshape(made: Converter, node: Any) -> bool:
+    """Axes that stay are 0, so that the batch is free; one of the others is what remains."""
+    source = node.args[0]
+    before, after = shape(source), shape(node)
+    if before == after:
+        made.alias(node, source)
+        return True
+    if math.prod(before) == 0:
+        return False
+    sizes: list[int] = list(after)
+    kept = 0
+    while kept < min(len(before), len(after)) and before[kept] == after[kept]:
+        sizes[kept] = 0
+        kept += 1
+    if kept < len(sizes):
+        # What the code leaves open, else the largest, which is the likeliest to be a width.
+        stated = list(argument(node, 1, "shape", [])) if operation(node.target) in ("view", "reshape") else []
+        open_ = stated.index(-1) if -1 in stated and len(stated) == len(after) else None
+        place = open_ if open_ is not None and open_ >= kept else max(range(kept, len(sizes)), key=lambda n: after[n])
+        sizes[place] = -1
+    if kept == 0 and before[0] == made.batch:
+        made.fixed_batch = True
+    made.put(node, "reshape", [source], attrs={"shape": sizes})
+    return True
+
+
+def _permute(made: Converter, node: Any) -> bool:
+    made.put(node, "permute", [node.args[0]], attrs={"axes": list(node.args[1])})
+    return True
+
+
+def _transpose(made: Converter, node: Any) -> bool:
+    axes = list(node.args[1:3]) if len(node.args) > 2 else [0, 1]
+    made.put(node, "transpose", [node.args[0]], attrs={"axes": axes})
+    return True
+
+
+def _unsqueeze(made: Converter, node: Any) -> bool:
+    made.put(node, "unsqueeze", [node.args[0]], attrs={"axis": node.args[1]})
+    return True
+
+
+def _expand(made: Converter, node: Any) -> bool:
+    before, after = shape(node.args[0]), shape(node)
+    if before == after:
+        made.alias(node, node.args[0])
+        return True
+    more = len(after) - len(before)
+    sizes = [-1 if n >= more and before[n - more] == after[n] else after[n] for n in range(len(after))]
+    if sizes[0] == made.batch:
+        sizes[0] = "batch"  # type: ignore[call-overload]
+    made.put(node, "expand", [node.args[0]], attrs={"sizes": sizes})
+    return True
+
+
+def _roll(made: Converter, node: Any) -> bool:
+    axes = argument(node, 2, "dims", [])
+    if not axes:
+        return False
+    made.put(node, "roll", [node.args[0]], attrs={"shifts": list(node.args[1]), "axes": list(axes)})
+    return True
+
+
+def _lookup(made: Converter, node: Any) -> bool:
+    table, indices = node.args[:2]
+    if len(indices) != 1 or indices[0] is None or "bool" in str(indices[0].meta["val"].dtype):
+        return False
+    made.put(node, "lookup", [table, indices[0]])
+    return True
+
+
+HANDLERS: dict[str, Handler] = {
+    "flatten": _reshape,
+    "unflatten": _reshape,
+    "squeeze": _reshape,
+    "view": _reshape,
+    "reshape": _reshape,
+    "_unsafe_view": _reshape,
+    "slice_scatter": _slice_scatter,
+    "cat": _cat,
+    "concat": _cat,
+    "stack": _stack,
+    "unbind": _unbind,
+    "split": _split,
+    "split_with_sizes": _split,
+    "chunk": _chunk,
+    "slice": _slice,
+    "select": _select,
+    "permute": _permute,
+    "transpose": _transpose,
+    "t": _transpose,
+    "swapaxes": _transpose,
+    "expand_as": _expand,
+    "unsqueeze": _unsqueeze,
+    "expand": _expand,
+    "roll": _roll,
+    "index": _lookup,
+}

@@ -1,0 +1,87 @@
+"""Pooling, upsampling, padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from netgrow_cli.topology.trace.convert import Converter, Handler
+from netgrow_cli.topology.trace.reading import argument, one_if_equal, operation, shape
+
+
+def _window(op: str, names: Sequence[tuple[str, Any]]) -> Handler:
+    def handler(made: Converter, node: Any) -> bool:
+        attrs = {}
+        for position, (name, default) in enumerate(names, 1):
+            value = argument(node, position, name, default)
+            value = one_if_equal(value)
+            if value in (None, []) or value == default:
+                continue
+            attrs[name] = value
+        made.put(node, op, [node.args[0]], attrs=attrs)
+        return True
+
+    return handler
+
+
+_MAX = (("kernel_size", None), ("stride", None), ("padding", 0), ("dilation", 1), ("ceil_mode", False))
+_AVERAGE = (
+    ("kernel_size", None),
+    ("stride", None),
+    ("padding", 0),
+    ("ceil_mode", False),
+    ("count_include_pad", True),
+)
+
+
+def _adaptive(op: str) -> Handler:
+    def handler(made: Converter, node: Any) -> bool:
+        made.put(node, op, [node.args[0]], attrs={"output_size": one_if_equal(list(node.args[1]))})
+        return True
+
+    return handler
+
+
+def _resample(made: Converter, node: Any) -> bool:
+    source = node.args[0]
+    before, after = shape(source), shape(node)
+    operands, arguments, keywords = made.recorded(node)
+    if len(operands) != 1 or before[:2] != after[:2]:
+        return False
+    attrs = {"call": str(node.target), "args": arguments, "positions": after[2:]}
+    made.put(node, "resample", [source], attrs={**attrs, **({"kwargs": keywords} if keywords else {})})
+    return True
+
+
+def _pad(made: Converter, node: Any) -> bool:
+    amounts = list(node.args[1])
+    mode = argument(node, 2, "mode", "constant") if operation(node.target) == "pad" else "constant"
+    value = argument(node, 3 if operation(node.target) == "pad" else 2, "value", 0.0)
+    if not any(amounts):
+        made.alias(node, node.args[0])
+        return True
+    made.put(node, "pad", [node.args[0]], attrs={"padding": amounts, "mode": mode, "value": float(value or 0.0)})
+    return True
+
+
+HANDLERS: dict[str, Handler] = {
+    **{f"max_pool{dims}d": _window(f"max_pool{dims}d", _MAX) for dims in (1, 2, 3)},
+    **{f"avg_pool{dims}d": _window(f"avg_pool{dims}d", _AVERAGE) for dims in (1, 2, 3)},
+    **{f"adaptive_avg_pool{dims}d": _adaptive(f"adaptive_avg_pool{dims}d") for dims in (1, 2, 3)},
+    **{f"adaptive_max_pool{dims}d": _adaptive(f"adaptive_max_pool{dims}d") for dims in (1, 2, 3)},
+    **dict.fromkeys(
+        (
+            "upsample_bilinear2d",
+            "upsample_nearest2d",
+            "upsample_bicubic2d",
+            "upsample_linear1d",
+            "upsample_nearest1d",
+            "upsample_trilinear3d",
+            "upsample_nearest3d",
+            "upsample_nearest_exact2d",
+        ),
+        _resample,
+    ),
+    "pad": _pad,
+    "constant_pad_nd": _pad,
+}
