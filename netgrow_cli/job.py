@@ -134,7 +134,7 @@ class Report:
         return {
             "command": self.command,
             "input": str(self.input),
-            "output": None if self.dry_run else str(self.output),
+            "output": str(self.output),
             "widths": [self._width(change) for change in self.plan.changes],
             "tensors": [{"name": n, "before": list(b), "after": list(a)} for n, b, a in self.tensors],
             "equivalence": self.equivalence.as_json() if self.equivalence else None,

@@ -54,10 +54,10 @@ def _one(common: Writing, ckpt: str, steps: Any) -> dict[str, Any]:
             print_summary(report)
         if not options.dry_run:
             print(output)
-    return _as_json(ckpt, None if options.dry_run else output, [report.as_json() for report in reports])
+    return _as_json(ckpt, output, [report.as_json() for report in reports])
 
 
-def _as_json(ckpt: str, output: Path | None, steps: list[dict[str, Any]]) -> dict[str, Any]:
+def _as_json(ckpt: str, output: Path, steps: list[dict[str, Any]]) -> dict[str, Any]:
     """The contract's object: first and last shapes, the worst step's equivalence, and the steps themselves."""
     shapes: dict[str, dict[str, Any]] = {}
     for step in steps:
@@ -68,7 +68,7 @@ def _as_json(ckpt: str, output: Path | None, steps: list[dict[str, Any]]) -> dic
     return {
         "command": "apply",
         "input": ckpt,
-        "output": None if output is None else str(output),
+        "output": str(output),
         "widths": [width for step in steps for width in step["widths"]],
         "tensors": list(shapes.values()),
         "equivalence": max(proofs, key=lambda proof: proof["max_rel"]) if proofs else None,

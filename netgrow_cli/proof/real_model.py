@@ -1,16 +1,15 @@
-"""Comparison in the real model code: two instances, each fitted to its checkpoint, the same probes."""
+"""Comparison in the real model code, fitted to checkpoints: of two checkpoints, or of a spec with its model."""
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from netgrow_cli.errors import UsageError
 from netgrow_cli.fitting import fit
+from netgrow_cli.modelcode import load_model
 from netgrow_cli.proof.equivalence import Difference, Equivalence, torch_dtype
+from netgrow_cli.proof.network import Network
 from netgrow_cli.proof.probes import Probes
 
 
@@ -27,8 +26,7 @@ def compare_models(
     import torch
 
     real = torch_dtype(dtype)
-    factory = load_factory(source)
-    models = [fit(factory(), path, spec=spec).eval().to(real) for path, spec in zip(paths, specs, strict=True)]
+    models = [fit(load_model(source), path, spec=spec).eval().to(real) for path, spec in zip(paths, specs, strict=True)]
     difference = Difference()
     with torch.no_grad():
         for _, inputs in probes.batches(real):
@@ -37,20 +35,19 @@ def compare_models(
     return difference.result(tolerance, dtype, probes.origin)
 
 
-def load_factory(source: str) -> Any:
-    """The function or class that `package.module:name` says. Raises UsageError."""
-    module_name, colon, name = source.partition(":")
-    if not colon or not name:
-        raise UsageError(f"--model {source}: write package.module:factory")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UsageError(f"--model {source}: {error}") from None
-    if not hasattr(module, name):
-        raise UsageError(f"--model {source}: module {module_name!r} has no {name!r}")
-    return getattr(module, name)
+def compare_with_model(
+    source: str, path: Path, spec: Path | None, network: Network, probes: Probes, *, dtype: str, tolerance: float
+) -> Equivalence:
+    """A spec against the model it describes: its graph and the real code, on one checkpoint and the same probes."""
+    import torch
+
+    real = torch_dtype(dtype)
+    model = fit(load_model(source), path, spec=spec).eval().to(real)
+    difference = Difference()
+    with torch.no_grad():
+        for sizes, inputs in probes.batches(real):
+            difference.add(list(_tensors(model(*inputs.values()))), network.outputs(sizes, inputs, real))
+    return difference.result(tolerance, dtype, probes.origin)
 
 
 def _tensors(output: Any) -> Iterator[Any]:

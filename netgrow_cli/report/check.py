@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 CONSTANT = "the outputs are the same on all probes, so that this shows little; pass --probe-data"
 
 
-def check_text(job: Job, found: Certificate) -> str:
+def check_text(job: Job, found: Certificate, real: Equivalence | None = None) -> str:
     """What the certificate says, and what is frozen."""
     count = len(job.checkpoint.tensors)
     lines = [f"spec: {job.found.origin} fits {count} tensors"]
@@ -24,6 +24,12 @@ def check_text(job: Job, found: Certificate) -> str:
         f"(largest difference {result.max_rel:.1e} of their size, {result.probes} {result.origin} probes, "
         f"{result.dtype})"
     )
+    if real is not None:
+        same = "the same" if real.equal else "NOT the same"
+        lines.append(
+            f"real model code: the spec and the model compute {same} (largest difference {real.max_rel:.1e} of the "
+            "outputs' size)"
+        )
     if not result.equal:
         names = ", ".join(found.culprits) or "none alone, only together"
         lines.append(f"widths that change the outputs when permuted alone: {names}")

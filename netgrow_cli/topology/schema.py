@@ -23,21 +23,28 @@ _DTYPES = ("float16", "bfloat16", "float32", "float64", "int32", "int64", "uint8
 _SETTINGS = {
     "align_corners": "Whether corners of input and output lie on each other, for the modes that interpolate.",
     "alpha": "The scale of the operation's formula, as in PyTorch.",
+    "args": "The call's arguments, `$0` for the first operand and so on.",
     "approximate": "`none`, or `tanh` for the approximation.",
     "axes": "The axes, counted from 0 (the batch) or from -1 (the last).",
     "axis": "The axis, counted from 0 (the batch) or from -1 (the last); the axis of the units where it is left out.",
     "beta": "As in PyTorch.",
     "by": "A number in place of the second operand.",
+    "call": "The operation of torch as torch names it: `aten.sinc.default`.",
     "ceil_mode": "Whether a last window that is not full counts.",
     "chunks": "Into how many equal parts.",
     "count_include_pad": "Whether padding counts in the mean.",
     "dilation": "The distance between kernel taps: one number, or one for each spatial axis.",
     "dims": "Over how many of the last axes, where no gain says so.",
     "end": "The last axis of those that become one.",
+    "dtype": "As torch calls it; numbers that are not whole are computed with in the network's own.",
+    "equation": "As `torch.einsum` takes it, with a letter for each axis: `bqd,bkd->bqk`.",
     "eps": "What is added under the root.",
     "groups": "The number of groups. Follows from the shapes but for transposed convolutions and group_norm.",
+    "index": "Which one, counted from 0, or from -1 (the last).",
+    "is_causal": "Whether a position sees those up to itself only.",
     "k": "As in PyTorch.",
     "keepdim": "Whether the axes stay, with size 1.",
+    "kwargs": "The call's arguments that have names.",
     "kernel_size": "The window: one number, or one for each spatial axis.",
     "lower": "The least slope.",
     "max": "The largest value.",
@@ -49,16 +56,23 @@ _SETTINGS = {
     "tau": "The temperature that its input is divided by.",
     "negative_slope": "The slope below 0.",
     "offset": "What is added to the gain: 1 where it is stored as 1 + w.",
+    "ord": "The power of the norm.",
     "output_padding": "As in PyTorch: one number, or one for each spatial axis.",
     "output_size": "How many positions come out: one number, or one for each spatial axis.",
     "p": "The probability of dropout (ignored), or the power of the norm.",
     "padding": "Padding before and after: one number, or one for each spatial axis.",
     "padding_mode": "What the padding holds.",
+    "positions": "The sizes of the last axes afterwards.",
+    "scale": "What the products of queries and keys are multiplied by; 1 over the root of their size where it is left out.",
     "scale_factor": "A whole factor: one number, or one for each spatial axis.",
     "shape": "The new sizes: 0 keeps an axis, -1 is what remains, a name is a size from `dims`.",
+    "shapes": "The shape of each result.",
+    "shifts": "How far the axis moves, or each of the axes.",
     "size": "How many neighbouring channels.",
-    "sizes": "The size of each piece (numbers or names from `dims`), or one size for all.",
+    "sizes": "The size of each piece (numbers or names from `dims`), or one size for all; of expand, the new size of "
+    "each axis, -1 where it stays.",
     "start": "The first index, or the first axis of those that become one.",
+    "step": "The distance between indices that are taken.",
     "stop": "The index behind the last; to the end where it is left out.",
     "stride": "The step: one number, or one for each spatial axis.",
     "threshold": "The value from which on the input passes.",
@@ -73,9 +87,17 @@ _MODES = {
     ("approximate", "gelu"): ("none", "tanh"),
 }
 
+# What stands in a list, where it is not whole numbers.
+_ITEMS: dict[str, Schema] = {
+    "args": {},
+    "shapes": {"type": "array", "items": {"type": "integer"}},
+    "value": {"type": ["number", "boolean", "array"]},
+}
+
 _LAYER_KEYS: dict[str, Schema] = {
     "op": {"$ref": "#/$defs/op"},
     "from": {"$ref": "#/$defs/from"},
+    "source": {"type": ["string", "null"], "description": "File and line of the model's code: `net.py:12`."},
     "params": {"$ref": "#/$defs/params"},
     "prefix": {
         "type": ["string", "null"],
@@ -189,7 +211,7 @@ def _definitions() -> Schema:
         },
         "layer": {
             "type": "object",
-            "required": ["op", "from"],
+            "required": ["op"],
             "properties": _LAYER_KEYS,
             "allOf": [_of_one_kind(names) for names in _kinds()],
         },
@@ -266,7 +288,7 @@ def _of_one_kind(names: list[str]) -> Schema:
 
 def _settings(op: Op) -> Schema:
     properties: Schema = dict.fromkeys(_LAYER_KEYS, True)
-    required = []
+    required: list[Any] = ["from"] if op.inputs[0] else []
     for name, attr in op.attrs.items():
         if name == "ranges":
             continue
@@ -282,7 +304,9 @@ def _settings(op: Op) -> Schema:
     properties["params"] = (
         {**properties["params"], "additionalProperties": False} if op.params else {"maxProperties": 0}
     )
-    if op.inputs[1] == 1:
+    if op.inputs[1] == 0:
+        properties["from"] = False
+    elif op.inputs[1] == 1:
         properties["from"] = {"maxItems": 1}
     found: Schema = {"properties": properties, "additionalProperties": False}
     plain = [item for item in required if isinstance(item, str)]
@@ -298,13 +322,17 @@ def _first(op: Op, names: tuple[str, ...]) -> str | None:
 
 def _setting(op: Op, name: str, attr: Attr) -> Schema:
     types: list[Schema] = []
+    least = 0 if name == "args" else 1
     inner = {"anyOf": [{"type": "integer"}, {"type": "string"}]} if name in ("shape", "sizes") else {"type": "integer"}
+    inner = _ITEMS.get(name, inner)
     if float in attr.types:
         types.append({"type": "number"})
     elif int in attr.types:
         types.append({"type": "integer"})
     if list in attr.types:
-        types.append({"type": "array", "minItems": 1, "items": inner})
+        types.append({"type": "array", "minItems": least, "items": inner})
+    if dict in attr.types:
+        types.append({"type": "object"})
     if bool in attr.types:
         types.append({"type": "boolean"})
     if str in attr.types:

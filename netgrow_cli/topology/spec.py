@@ -168,11 +168,14 @@ class _Builder:
             source=self._source(layer),
         )
 
-    @staticmethod
-    def _source(layer: Block) -> str | None:
+    def _source(self, layer: Block) -> str | None:
         """File and line of the model's code, which a trace writes down."""
         stated = layer.body.value.get("source")
-        return None if stated is None else str(stated.value)
+        if stated is None or stated.value is None:
+            return None
+        if not isinstance(stated.value, str):
+            self._fail(layer, f"`source:` must be text, found {stated.plain()!r}", stated.mark)
+        return str(stated.value)
 
     def _op(self, layer: Block) -> tuple[Op, dict[str, Mark]]:
         stated = layer.body.value.get("op")

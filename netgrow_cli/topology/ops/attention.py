@@ -47,6 +47,8 @@ def _einsum_rule(context: Context) -> tuple[Value, ...]:
     patterns = terms.split(",")
     if "." in terms or len(patterns) != len(context.inputs):
         context.fail(f"equation {context.attr('equation')!r} does not fit its {len(context.inputs)} operands")
+    if not set(result) <= set(terms) - {","} or len(set(result)) != len(result):
+        context.fail(f"equation {context.attr('equation')!r}: its result is not made of letters of its operands")
     letters: dict[str, Layout] = {}
     for pattern, value in zip(patterns, context.inputs, strict=True):
         if len(pattern) != len(value.axes):
@@ -71,15 +73,16 @@ def _attention_rule(context: Context) -> tuple[Value, ...]:
     _agree(context, query.axes[-1], key.axes[-1], "query and key")
     _agree(context, key.axes[-2], value.axes[-2], "the positions of keys and values")
     _agree(context, key.axes[-3], value.axes[-3], "the heads of keys and values")
+    outer = broadcast(context, [Value(operand.axes[:-3], 0) for operand in (query, key, value)])
     _heads(context, query.axes[-3], key.axes[-3])
     context.effect("attention", query.axes[-1], len(query.axes) - 1)
     for operand in (query, key, value):
         context.layouts.freeze(operand.axes[-2], "positions")
     if len(context.inputs) > 3:
-        scores = Value((*query.axes[:-1], key.axes[-2]), 0)
+        scores = Value((*outer, *query.axes[-3:-1], key.axes[-2]), 0)
         broadcast(context, [scores, context.inputs[3]])
     resolve = context.layouts.resolve
-    axes = tuple(resolve(axis) for axis in (*query.axes[:-1], value.axes[-1]))
+    axes = tuple(resolve(axis) for axis in (*outer, *query.axes[-3:-1], value.axes[-1]))
     return (Value(axes, len(axes) - 1),)
 
 

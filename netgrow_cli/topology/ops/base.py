@@ -112,6 +112,20 @@ def axis_in(context: Context, stated: int, rank: int, name: str) -> int:
     return stated % rank
 
 
+def axes_in(context: Context, stated: Any, count: int | None = None) -> list[int]:
+    """The axes of the setting `axes` counted from 0, checked: each once, as many as count says."""
+    rank, items = len(context.inputs[0].axes), list(stated) if isinstance(stated, (list, tuple)) else [stated]
+    if not all(isinstance(item, int) and not isinstance(item, bool) for item in items):
+        context.fail(f"axes: {stated!r} should be numbers", "attr:axes")
+    axes = [axis_in(context, item, rank, "axes") for item in items]
+    if len(set(axes)) != len(axes) or (count is not None and len(axes) != count):
+        amount = "each once" if count is None else f"{count} of them, each once"
+        context.fail(
+            f"axes: {stated!r} should be axes of its input {list(context.inputs[0].shape)}, {amount}", "attr:axes"
+        )
+    return axes
+
+
 def spatial(context: Context, name: str, count: int, least: int) -> tuple[int, ...]:
     """A setting that is one number for all spatial axes or one for each, checked."""
     stated = context.attr(name)

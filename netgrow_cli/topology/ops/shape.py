@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from netgrow_cli.topology.layout import CannotAlign, Fixed, Layout, SizeMismatch, concat, leaves, product
-from netgrow_cli.topology.ops.base import BOOL, INT, INTS, NUMBER, REQUIRED, Attr, Call, Fresh, Op, axis_in
+from netgrow_cli.topology.ops.base import BOOL, INT, INTS, NUMBER, REQUIRED, Attr, Call, Fresh, Op, axes_in, axis_in
 from netgrow_cli.topology.rule import Context, Value
 
 
@@ -18,20 +18,6 @@ def _axis(context: Context, name: str = "axis") -> int:
     if stated is None:
         return source.unit_axis
     return axis_in(context, stated, len(source.axes), name)
-
-
-def _axes_named(context: Context, stated: Any, count: int | None = None) -> list[int]:
-    """The axes of the setting `axes`, each once."""
-    rank, items = len(context.inputs[0].axes), list(stated) if isinstance(stated, (list, tuple)) else [stated]
-    if not all(isinstance(item, int) and not isinstance(item, bool) for item in items):
-        context.fail(f"axes: {stated!r} should be numbers", "attr:axes")
-    axes = [axis_in(context, item, rank, "axes") for item in items]
-    if len(set(axes)) != len(axes) or (count is not None and len(axes) != count):
-        amount = "each once" if count is None else f"{count} of them, each once"
-        context.fail(
-            f"axes: {stated!r} should be axes of its input {list(context.inputs[0].shape)}, {amount}", "attr:axes"
-        )
-    return axes
 
 
 def _replaced(source: Value, axis: int, layout: Layout) -> Value:
@@ -139,14 +125,14 @@ def _reshape(call: Call) -> Any:
 
 def _permute_rule(context: Context) -> tuple[Value, ...]:
     source = context.inputs[0]
-    places = _axes_named(context, context.attr("axes"), len(source.axes))
+    places = axes_in(context, context.attr("axes"), len(source.axes))
     return (Value(tuple(source.axes[axis] for axis in places), places.index(source.unit_axis)),)
 
 
 def _transpose_rule(context: Context) -> tuple[Value, ...]:
     source = context.inputs[0]
     rank = len(source.axes)
-    first, second = _axes_named(context, context.attr("axes"), 2)
+    first, second = axes_in(context, context.attr("axes"), 2)
     order = list(range(rank))
     order[first], order[second] = order[second], order[first]
     return (Value(tuple(source.axes[axis] for axis in order), order.index(source.unit_axis)),)
@@ -314,7 +300,7 @@ def _reduce_axes(context: Context) -> list[int]:
     source, stated = context.inputs[0], context.attr("axes")
     if stated is None:
         return [n for n in range(1, len(source.axes)) if n != source.unit_axis]
-    return sorted(_axes_named(context, stated))
+    return sorted(axes_in(context, stated))
 
 
 def _reduce_rule(context: Context) -> tuple[Value, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from netgrow_cli.topology.layout import Fixed, Layout
-from netgrow_cli.topology.ops.base import INT, INTS, REQUIRED, TEXT, Attr, Call, Op, Param
+from netgrow_cli.topology.ops.base import INT, INTS, REQUIRED, TEXT, Attr, Call, Op, Param, axes_in, axis_in
 from netgrow_cli.topology.ops.elementwise import broadcast
 from netgrow_cli.topology.rule import Context, Role, Value
 
@@ -56,6 +56,8 @@ def _expand_rule(context: Context) -> tuple[Value, ...]:
     axes: list[Layout] = []
     for position, item in enumerate(sizes):
         old = source.axes[position - more] if position >= more else None
+        if not isinstance(item, (int, str)) or isinstance(item, bool) or item == 0 or (item == -1 and old is None):
+            context.fail(f"sizes: {item!r} is neither a size, -1 for an axis that stays, nor a name", "attr:sizes")
         size = old.size if item == -1 and old is not None else context.size(item)
         if old is not None and size == old.size:
             axes.append(old)
@@ -71,8 +73,10 @@ def _expand_rule(context: Context) -> tuple[Value, ...]:
 
 
 def _select_rule(context: Context) -> tuple[Value, ...]:
-    source = context.inputs[0]
-    axis = context.attr("axis") % len(source.axes)
+    source, index = context.inputs[0], context.attr("index")
+    axis = axis_in(context, context.attr("axis"), len(source.axes), "axis")
+    if not -source.axes[axis].size <= index < source.axes[axis].size:
+        context.fail(f"index: {index} is not inside an axis of {source.axes[axis].size}", "attr:index")
     context.layouts.fix(source.axes[axis], f"one index of it is chosen by {context.node.name}")
     axes = (*source.axes[:axis], *source.axes[axis + 1 :])
     return (Value(axes, max(0, source.unit_axis - (axis <= source.unit_axis)), source.integer),)
@@ -80,26 +84,32 @@ def _select_rule(context: Context) -> tuple[Value, ...]:
 
 def _unbind_rule(context: Context) -> tuple[Value, ...]:
     source = context.inputs[0]
-    axis = context.attr("axis") % len(source.axes)
+    axis = axis_in(context, context.attr("axis"), len(source.axes), "axis")
     count = source.axes[axis].size
     context.layouts.fix(source.axes[axis], f"taken apart by {context.node.name}")
     axes = (*source.axes[:axis], *source.axes[axis + 1 :])
-    return tuple(Value(axes, max(0, source.unit_axis - (axis <= source.unit_axis))) for _ in range(count))
+    value = Value(axes, max(0, source.unit_axis - (axis <= source.unit_axis)), source.integer)
+    return (value,) * count
 
 
 def _stack_rule(context: Context) -> tuple[Value, ...]:
     first = context.inputs[0]
+    if len({value.shape for value in context.inputs}) > 1:
+        shapes = " and ".join(str(list(value.shape)) for value in context.inputs)
+        context.fail(f"its operands have shapes {shapes}, which should be alike", "from")
     axes = list(broadcast(context, context.inputs))
-    axis = context.attr("axis") % (len(axes) + 1)
+    axis = axis_in(context, context.attr("axis"), len(axes) + 1, "axis")
     axes.insert(axis, Fixed(len(context.inputs), f"stacked by {context.node.name}"))
-    return (Value(tuple(axes), first.unit_axis + (axis <= first.unit_axis)),)
+    return (Value(tuple(axes), first.unit_axis + (axis <= first.unit_axis), first.integer),)
 
 
 def _roll_rule(context: Context) -> tuple[Value, ...]:
-    source = context.inputs[0]
-    axes = context.attr("axes")
-    for axis in axes if isinstance(axes, (list, tuple)) else [axes]:
-        context.layouts.freeze(source.axes[int(axis)], f"rolled by {context.node.name}")
+    source, shifts = context.inputs[0], context.attr("shifts")
+    axes = axes_in(context, context.attr("axes"))
+    if len(axes) != (len(shifts) if isinstance(shifts, (list, tuple)) else 1):
+        context.fail(f"shifts: {shifts!r} should be one for each of the axes {context.attr('axes')!r}", "attr:shifts")
+    for axis in axes:
+        context.layouts.freeze(source.axes[axis], f"rolled by {context.node.name}")
     return (source,)
 
 
@@ -108,11 +118,13 @@ def _roll(call: Call) -> Any:
 
 
 def _strided_rule(context: Context) -> tuple[Value, ...]:
-    source, step = context.inputs[0], context.attr("step")
-    axis = context.attr("axis") % len(source.axes)
+    source, start, step = context.inputs[0], context.attr("start"), context.attr("step")
+    axis = axis_in(context, context.attr("axis"), len(source.axes), "axis")
     if step < 1:
         context.fail(f"step: {step} should be at least 1", "attr:step")
-    size = len(range(context.attr("start"), source.axes[axis].size, step))
+    if not 0 <= start < source.axes[axis].size:
+        context.fail(f"start: {start} is not inside an axis of {source.axes[axis].size}", "attr:start")
+    size = len(range(start, source.axes[axis].size, step))
     why = f"one in {step} of it is taken by {context.node.name}"
     context.layouts.freeze(source.axes[axis], why)
     axes = (*source.axes[:axis], Fixed(size, why), *source.axes[axis + 1 :])
@@ -128,6 +140,8 @@ def _strided(call: Call) -> Any:
 def _lookup_rule(context: Context) -> tuple[Value, ...]:
     """table[index]: rows chosen by integers; the first axis gives way to the index's axes."""
     table, index = context.inputs
+    if not table.axes:
+        context.fail("its table has no axes", "from")
     context.layouts.fix(table.axes[0], f"rows chosen by {context.node.name}")
     axes = (*index.axes, *table.axes[1:])
     return (Value(tuple(context.layouts.resolve(axis) for axis in axes), len(axes) - 1),)
@@ -173,6 +187,8 @@ def _pointwise_rule(context: Context) -> tuple[Value, ...]:
 def _resample_rule(context: Context) -> tuple[Value, ...]:
     _check_call(context)
     source, shape = context.inputs[0], list(context.attr("positions"))
+    if len(shape) >= len(source.axes):
+        context.fail(f"positions: {shape} are too many for an input of {list(source.shape)}", "attr:positions")
     kept = source.axes[: len(source.axes) - len(shape)]
     for axis in source.axes[len(kept) :]:
         context.layouts.freeze(axis, "positions")
@@ -181,12 +197,14 @@ def _resample_rule(context: Context) -> tuple[Value, ...]:
 
 def _aten_rule(context: Context) -> tuple[Value, ...]:
     _check_call(context)
-    why = f"{context.attr('call')} has no rule ({context.node.name})"
+    why, shapes = f"{context.attr('call')} has no rule ({context.node.name})", context.attr("shapes")
+    if not all(isinstance(shape, (list, tuple)) and all(isinstance(n, int) for n in shape) for shape in shapes):
+        context.fail(f"shapes: {shapes!r} should be a list of sizes for each result", "attr:shapes")
     for value in context.inputs:
         for axis in value.axes:
             context.layouts.freeze(axis, why)
     return tuple(
-        Value(tuple(Fixed(size, why) for size in shape), max(len(shape) - 1, 0)) for shape in context.attr("shapes")
+        Value(tuple(Fixed(size, why) for size in shape), max(len(shape) - 1, 0)) for shape in shapes
     )
 
 

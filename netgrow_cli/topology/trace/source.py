@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 from netgrow_cli.checkpoint.dtypes import name_of
 from netgrow_cli.checkpoint.types import TensorInfo
 from netgrow_cli.errors import SpecError, UsageError
+from netgrow_cli.modelcode import first_line, load_model
 from netgrow_cli.topology.solve import solve
 from netgrow_cli.topology.spec import parse_spec
 from netgrow_cli.topology.trace.convert import Converter
@@ -43,7 +42,7 @@ def trace_source(source: str, given: Sequence[Given]) -> Traced:
     if folder.is_dir() or folder.name == "config.json":
         model, defaults, options = _hugging_face(folder)
         return trace_model(model, list(given) or defaults, origin=str(source), options=options)
-    return trace_model(_from_factory(source), given, origin=source)
+    return trace_model(load_model(source), given, origin=source)
 
 
 def trace_model(
@@ -64,7 +63,7 @@ def trace_model(
     try:
         program = torch.export.export(model, positional, {**keywords, **(options or {})}, strict=False)
     except Exception as error:
-        raise UsageError(f"{origin}: torch.export cannot trace it: {_reason(error)}") from None
+        raise UsageError(f"{origin}: torch.export cannot trace it: {first_line(error)}") from None
     if mutates(program.graph):
         program = program.run_decompositions({})
     names = _argument_names(model, given)
@@ -125,36 +124,6 @@ def _argument_names(model: Any, given: Sequence[Given]) -> list[str]:
     for position, item in enumerate(given):
         names.append(item.name or next(free, f"input{position}"))
     return names
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
-
-
-def _from_factory(source: str) -> Any:
-    module_name, colon, name = source.partition(":")
-    if not colon or not name:
-        raise UsageError(f"{source}: write package.module:factory, or name a folder with a config.json")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UsageError(f"{source}: {error}") from None
-    factory = getattr(module, name, None)
-    if factory is None:
-        raise UsageError(f"{source}: module {module_name!r} has no {name!r}")
-    import torch
-
-    try:
-        model = factory()
-    except Exception as error:
-        raise UsageError(f"{source}: {name}() failed: {type(error).__name__}: {_reason(error)}") from None
-
-    if not isinstance(model, torch.nn.Module):
-        raise UsageError(f"{source}: it gives a {type(model).__name__}, not a torch.nn.Module")
-    return model
 
 
 def _hugging_face(folder: Path) -> tuple[Any, list[Given], dict[str, Any]]:
