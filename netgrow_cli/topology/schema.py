@@ -63,7 +63,7 @@ _SETTINGS = {
     "padding": "Padding before and after: one number, or one for each spatial axis.",
     "padding_mode": "What the padding holds.",
     "positions": "The sizes of the last axes afterwards.",
-    "scale": "What the products of queries and keys are multiplied by; 1 over the root of their size where it is left out.",
+    "scale": "What the products of queries and keys are multiplied by; 1 over the root of their size by default.",
     "scale_factor": "A whole factor: one number, or one for each spatial axis.",
     "shape": "The new sizes: 0 keeps an axis, -1 is what remains, a name is a size from `dims`.",
     "shapes": "The shape of each result.",

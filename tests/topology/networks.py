@@ -37,7 +37,9 @@ Layer = dict[str, Any]
 
 
 def layer(op: str, source: Any, tensors: Mapping[str, Sequence[int]] | None = None, **attrs: Any) -> Layer:
-    return {"op": op, "from": source, "tensors": dict(tensors or {}), **attrs}
+    """source: None for an operation that reads nothing."""
+    read = {} if source is None else {"from": source}
+    return {"op": op, **read, "tensors": dict(tensors or {}), **attrs}
 
 
 def linear(source: Any, reads: int, makes: int, bias: bool = True, **more: Any) -> Layer:

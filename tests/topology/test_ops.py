@@ -23,7 +23,10 @@ Reference = Callable[..., Any]
 
 @dataclasses.dataclass
 class Case:
-    """One setting of an operation: shapes, and the torch call that it must equal, of its operands then params."""
+    """One setting of an operation: shapes, and the torch call that it must equal, of its operands then params.
+
+    integer: the bound of operands that are integers: all of them, or the one at `indices`.
+    """
 
     op: str
     shapes: Sequence[Sequence[int]]
@@ -33,14 +36,15 @@ class Case:
     dims: Mapping[str, int] = dataclasses.field(default_factory=dict)
     positive: bool = False
     integer: int = 0
+    indices: int | None = None
 
     def __str__(self) -> str:
         stated = " ".join(f"{key}={value}" for key, value in self.attrs.items())
         return f"{self.op} {' '.join(str(list(shape)) for shape in self.shapes)} {stated}"
 
 
-def case(op: str, shapes: Any, reference: Reference, params: Any = None, **attrs: Any) -> Case:
-    shapes = [shapes] if isinstance(shapes[0], int) else shapes
+def case(op: str, shapes: Any, reference: Reference, params: Any = None, /, **attrs: Any) -> Case:
+    shapes = [shapes] if shapes and isinstance(shapes[0], int) else shapes
     return Case(op, shapes, reference, attrs, params or {})
 
 
@@ -359,17 +363,155 @@ CASES += [
     ),
 ]
 
+# -- values that are no layers, torch's own operations, products of activations ----------------------------
+
+
+def _sdpa(**settings: Any) -> Reference:
+    return lambda q, k, v, mask=None: F.scaled_dot_product_attention(q, k, v, mask, **settings)
+
+
+QKV = [(3, 4, 5, 8), (3, 4, 7, 8), (3, 4, 7, 6)]
+CASES += [
+    case("parameter", (), lambda w: w, {"weight": (4, 5)}),
+    case("parameter", (), lambda w: w, {"weight": ()}),
+    case("constant", (), lambda: torch.tensor(2.5).double(), value=2.5),
+    case("constant", (), lambda: torch.tensor([[1.5, 2.0], [0.5, 4.0]]).double(), value=[[1.5, 2], [0.5, 4]]),
+    case("constant", (), lambda: torch.tensor([3, 1, 2]), value=[3, 1, 2], dtype="int64"),
+    case("constant", (), lambda: torch.tensor([True, False]), value=[True, False], dtype="bool"),
+    case("expand", (3, 1, 4), lambda x: x.expand(3, 5, 4), sizes=[-1, 5, -1]),
+    case("expand", (4,), lambda x: x.expand(2, 3, 4), sizes=[2, 3, -1]),
+    Case("expand", [(3, 4, 1)], lambda x: x.expand(3, 4, 2), {"sizes": [3, 4, "n"]}, dims={"n": 2}),
+    case("select", (3, 4, 5), lambda x: x[:, 2], axis=1, index=2),
+    case("select", (3, 4, 5), lambda x: x[..., -1], dim=-1, index=-1),
+    case("unbind", (3, 2, 4), lambda x: x.unbind(1), axis=1),
+    case("unbind", (3, 2, 4), lambda x: x.unbind(-1), dim=-1),
+    case("unbind", (3, 4), lambda x: x.unbind()),
+    case("stack", [(3, 4), (3, 4)], lambda x, y: torch.stack([x, y])),
+    *(
+        case("stack", [(3, 4), (3, 4)], lambda x, y, axis=axis: torch.stack([x, y], axis), axis=axis)
+        for axis in (1, 2, -1, -2)
+    ),
+    case("roll", (3, 4, 5), lambda x: x.roll(2, 1), shifts=2, axes=1),
+    case("roll", (3, 4, 5), lambda x: x.roll((1, -2), (1, -1)), shifts=[1, -2], axes=[1, -1]),
+    case("strided", (3, 7, 4), lambda x: x[:, ::2], axis=1, step=2),
+    case("strided", (3, 7, 4), lambda x: x[..., 1::3], axis=-1, start=1, step=3),
+    Case("lookup", [(9, 4), (3, 5)], lambda t, i: t[i], integer=9, indices=1),
+    Case("lookup", [(9,), (3, 5)], lambda t, i: t[i], integer=9, indices=1),
+    case("pointwise", (3, 4), torch.sinc, call="aten.sinc.default", args=["$0"]),
+    case(
+        "pointwise",
+        (3, 4),
+        lambda x: x.clamp(-0.5, 0.5),
+        call="aten.clamp.default",
+        args=["$0"],
+        kwargs={"min": -0.5, "max": 0.5},
+    ),
+    case("pointwise", [(3, 4), (4,)], torch.atan2, call="aten.atan2.default", args=["$0", "$1"]),
+    case(
+        "pointwise",
+        [(3, 4), (5, 3, 4)],
+        lambda x, y: torch.sub(x, y, alpha=3),
+        call="aten.sub.Tensor",
+        args=["$0", "$1"],
+        kwargs={"alpha": 3},
+    ),
+    case("pointwise", (3, 4), lambda x: x, call="aten._to_copy.default", args=["$0"], kwargs={"dtype": "torch.half"}),
+    case(
+        "resample",
+        (3, 4, 5, 6),
+        lambda x: F.interpolate(x, size=(8, 7), mode="bilinear"),
+        call="aten.upsample_bilinear2d.default",
+        args=["$0", [8, 7], False],
+        positions=[8, 7],
+    ),
+    case(
+        "resample",
+        (3, 4, 5),
+        lambda x: F.interpolate(x, size=9),
+        call="aten.upsample_nearest1d.default",
+        args=["$0"],
+        kwargs={"output_size": [9]},
+        positions=[9],
+    ),
+    case("aten", (3, 4), lambda x: (x.cumsum(1),), call="aten.cumsum.default", args=["$0", 1], shapes=[[3, 4]]),
+    case(
+        "aten",
+        [(3, 4), (5, 4)],
+        lambda x, y: (torch.cdist(x, y),),
+        call="aten._cdist_forward.default",
+        args=["$0", "$1", 2.0, None],
+        shapes=[[3, 5]],
+    ),
+    case(
+        "aten",
+        (3, 4),
+        lambda x: tuple(x.sort(dim=1, descending=True)),
+        call="aten.sort.default",
+        args=["$0"],
+        kwargs={"dim": 1, "descending": True},
+        shapes=[[3, 4], [3, 4]],
+    ),
+    case(
+        "aten",
+        (),
+        lambda: (torch.arange(3, dtype=torch.float64),),
+        call="aten.arange.default",
+        args=[3],
+        kwargs={"dtype": "torch.float32"},
+        shapes=[[3]],
+    ),
+    *(
+        case("matmul", shapes, torch.matmul)
+        for shapes in (
+            [(3, 4), (4, 5)],
+            [(2, 3, 4), (2, 4, 5)],
+            [(6, 2, 3, 4), (2, 4, 5)],
+            [(2, 1, 3, 4), (6, 4, 5)],
+            [(4,), (4, 5)],
+            [(2, 3, 4), (4,)],
+            [(4,), (2, 4, 5)],
+            [(4,), (4,)],
+        )
+    ),
+    case("einsum", [(3, 4), (4, 5)], lambda x, y: x @ y, equation="ij,jk->ik"),
+    case(
+        "einsum",
+        [(2, 5, 3, 4), (2, 6, 3, 4)],
+        lambda q, k: torch.einsum("bqhd,bkhd->bhqk", q, k),
+        equation="bqhd, bkhd -> bhqk",
+    ),
+    case("einsum", (3, 4, 4), lambda x: torch.einsum("bii->b", x), equation="bii->b"),
+    case("attention", QKV, _sdpa()),
+    case("attention", QKV, _sdpa(scale=0.25), scale=0.25),
+    case("attention", [(3, 4, 5, 8)] * 3, _sdpa(is_causal=True), is_causal=True),
+    case("attention", [*QKV, (5, 7)], _sdpa()),
+    case("attention", [*QKV, (3, 1, 5, 7)], _sdpa()),
+    case("attention", [(3, 4, 5, 8), (3, 2, 7, 8), (3, 2, 7, 6)], _sdpa(enable_gqa=True)),
+    case("attention", [(3, 4, 5, 8), (3, 1, 7, 8), (3, 1, 7, 6)], _sdpa(enable_gqa=True)),
+    case("attention", [(4, 5, 8), (4, 7, 8), (4, 7, 6)], _sdpa()),
+    case("attention", [(2, 3, 4, 5, 8), (2, 3, 4, 7, 8), (2, 3, 4, 7, 6)], _sdpa()),
+    case("linear_io", (3, 7, 4), lambda x, w, b: x @ w + b, {"weight": (4, 5), "bias": (5,)}),
+    case("linear_io", (3, 4), lambda x, w: x @ w, {"weight": (4, 5)}),
+    case("vector_norm", (3, 4, 5, 6), lambda x: torch.linalg.vector_norm(x, 2, (2, 3))),
+    case("vector_norm", (3, 4, 5), lambda x: torch.linalg.vector_norm(x, 1.0, (1,), True), axes=1, ord=1, keepdim=True),
+    case("vector_norm", (3, 4, 5), lambda x: torch.linalg.vector_norm(x, 3.0, (-1, 1)), dim=[-1, 1], ord=3.0),
+    case("pad", (3, 4, 5, 6), lambda x: F.pad(x, (1, 2, 0, 0, 0, 0)), padding=[1, 2, 0, 0, 0, 0]),
+    case("pad", (3, 5, 6, 4), lambda x: F.pad(x, (0, 0, 1, 2)), padding=[0, 0, 1, 2]),
+]
+
 
 def built(item: Case) -> Network:
     names = [f"x{n}" for n in range(len(item.shapes))]
     inputs: dict[str, Any] = {name: list(shape) for name, shape in zip(names, item.shapes, strict=True)}
     if item.integer:
-        inputs = {n: {"shape": shape, "dtype": "int64", "high": item.integer} for n, shape in inputs.items()}
-    node = layer(item.op, names, item.params, **item.attrs)
+        whole = names if item.indices is None else [names[item.indices]]
+        inputs |= {n: {"shape": inputs[n], "dtype": "int64", "high": item.integer} for n in whole}
+    node = layer(item.op, names or None, item.params, **item.attrs)
+    inputs = inputs or {"unread": [3]}
     op = OPS[canonical(item.op)]
     pieces = 1
     if op.multiple:
-        made = item.reference(torch.zeros(item.shapes[0]))
+        made = item.reference(*(torch.zeros(shape) for shape in item.shapes))
         pieces = len(made)
     outputs = [f"out[{n}]" for n in range(pieces)] if op.multiple else ["out"]
     net = network({"out": node}, inputs, outputs, dims=item.dims)
@@ -384,7 +526,8 @@ def test_operation_equals_torch(item: Case) -> None:
     net = built(item)
     out = values_of(net)["="]  # compares solved and real shapes
     params = [net.tensors[f"out.{p.name}"] for p in OPS[canonical(item.op)].params if f"out.{p.name}" in net.tensors]
-    wanted = item.reference(*net.inputs.values(), *params)
+    operands = list(net.inputs.values())[: len(item.shapes)]
+    wanted = item.reference(*operands, *params)
     wanted = list(wanted) if isinstance(wanted, tuple) else [wanted]
     assert len(out) == len(wanted)
     for one, other in zip(out, wanted, strict=True):
@@ -514,12 +657,46 @@ WRONG = [
     (case("mean", (3, 4, 5), None, axes=[1, 3]), "3 is no axis"),
     (case("mean", (3, 4, 5), None, axes=[1, -2]), "each once"),
     (case("mean", (3, 4, 5), None, axes=["c"]), "should be numbers"),
+    (case("expand", (3, 4), None, sizes=[4]), "1 sizes for an input of 2"),
+    (case("expand", (3, 4), None, sizes=[3, 8]), "4 cannot be repeated to 8"),
+    (case("expand", (3, 1), None, sizes=[3, "n"]), "'n' is neither"),
+    (case("expand", (3, 1), None, sizes=[-1, 3, 1]), "-1"),
+    (case("expand", (3, 1), None, sizes=[3, 2.5]), "2.5 is neither"),
+    (case("select", (3, 4), None, axis=2, index=0), "2 is no axis"),
+    (case("select", (3, 4), None, axis=1, index=4), "index: 4 is not inside"),
+    (case("unbind", (3, 4), None, axis=2), "2 is no axis"),
+    (case("stack", [(3, 4), (3, 1)], None), "shapes [3, 4] and [3, 1]"),
+    (case("stack", [(3, 4), (3, 4)], None, axis=3), "3 is no axis"),
+    (case("roll", (3, 4), None, shifts=1, axes=2), "2 is no axis"),
+    (case("roll", (3, 4), None, shifts=[1, 2], axes=1), "one for each"),
+    (case("strided", (3, 4), None, axis=1, step=0), "at least 1"),
+    (case("strided", (3, 4), None, axis=1, start=4, step=2), "start: 4 is not inside"),
+    (case("strided", (3, 4), None, axis=5, step=2), "5 is no axis"),
+    (case("pointwise", (3, 4), None, call="torch.sinc", args=["$0"]), "no operation of torch"),
+    (case("pointwise", (3, 4), None, call="aten.from_file.default", args=["/"]), "no operation of torch"),
+    (case("resample", (3, 4), None, call="os.system", args=[], positions=[1]), "no operation of torch"),
+    (case("resample", (3, 4), None, call="aten.sinc.default", args=[], positions=[1, 2]), "positions"),
+    (case("aten", (3, 4), None, call="eval", shapes=[[3]]), "no operation of torch"),
+    (case("aten", (3, 4), None, call="aten.sinc.default", shapes=[3]), "shapes: [3]"),
+    (case("matmul", [(3, 4), (5, 4)], None), "4 and 5"),
+    (case("matmul", [(2, 3, 4), (3, 4, 5)], None), "do not fit"),
+    (case("einsum", [(3, 4), (5, 4)], None, equation="ij,jk->ik"), "4 and 5"),
+    (case("einsum", [(3, 4), (4, 5)], None, equation="ij->ij"), "2 operands"),
+    (case("einsum", (3, 4), None, equation="ijk->i"), "does not fit an operand"),
+    (case("einsum", (3, 4), None, equation="ij->ik"), "letters of its operands"),
+    (case("einsum", (3, 4), None, equation="...j->..."), "does not fit"),
+    (case("attention", [(3, 4), (3, 4), (3, 4)], None), "(..., heads, positions, size)"),
+    (case("attention", [(4, 5, 8), (4, 7, 6), (4, 7, 6)], None), "query and key have 8 and 6"),
+    (case("attention", [(4, 5, 8), (4, 7, 8), (4, 6, 8)], None), "keys and values have 7 and 6"),
+    (case("attention", [(4, 5, 8), (3, 7, 8), (3, 7, 8)], None), "4 heads of queries do not share 3"),
+    (case("attention", [(4, 5, 8), (4, 7, 8), (4, 7, 8), (5, 6)], None), "do not fit"),
+    (case("linear_io", (3, 4), None, {"weight": (5, 4)}), "weight has 5 where 4 are expected"),
 ]
 
 
 @pytest.mark.parametrize(("item", "message"), WRONG, ids=lambda item: str(item))
 def test_settings_that_make_no_sense_are_explained(item: Case, message: str) -> None:
-    item.reference = lambda x: [x]
+    item.reference = lambda *x: [x]
     with pytest.raises(SpecError) as caught:
         built(item)
     assert message in str(caught.value)

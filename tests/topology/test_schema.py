@@ -99,7 +99,7 @@ def test_keys_are_those_of_the_parser() -> None:
 def test_everything_that_can_be_stated_is_described() -> None:
     for one in SCHEMA["$defs"]["layer"]["allOf"]:
         for name, setting in one["then"]["properties"].items():
-            assert name in ("op", "from", "params", "prefix") or setting["description"], name
+            assert name in ("op", "from", "params", "prefix", "source") or setting["description"], name
     for name, setting in SCHEMA["properties"].items():
         assert setting["description"], name
 
@@ -127,7 +127,8 @@ def test_specs_of_all_tested_networks(name: str) -> None:
 
 def test_every_setting_of_every_operation_is_accepted() -> None:
     for item in CASES:
-        body = {"op": item.op, "from": [f"x{n}" for n in range(len(item.shapes))], **item.attrs}
+        reads = [f"x{n}" for n in range(len(item.shapes))]
+        body = {"op": item.op, **({"from": reads} if reads else {}), **item.attrs}
         document = {"netgrow": 1, "inputs": {"x0": [3]}, "layers": {"out": body}, "outputs": ["out"]}
         assert errors(document) == [], str(item)
 
@@ -184,6 +185,10 @@ INVALID = [
     ("layers/fc/from", []),
     ("layers/fc/from", {}),
     ("layers/fc/from", {"a": "x"}),
+    ("layers/fc/source", 3),
+    ("layers/more", {"op": "parameter", "from": "x", "params": {"weight": "fc.weight"}}),
+    ("layers/more", {"op": "aten", "from": "x", "call": "aten.sin.default", "shapes": 3}),
+    ("layers/more", {"op": "pointwise", "from": "x", "call": "aten.sin.default", "kwargs": []}),
     ("layers/fc/from", [["x"]]),
     ("layers/fc/from", ["x", "x"]),
     ("layers/fc/bias", False),

@@ -203,9 +203,7 @@ def _aten_rule(context: Context) -> tuple[Value, ...]:
     for value in context.inputs:
         for axis in value.axes:
             context.layouts.freeze(axis, why)
-    return tuple(
-        Value(tuple(Fixed(size, why) for size in shape), max(len(shape) - 1, 0)) for shape in shapes
-    )
+    return tuple(Value(tuple(Fixed(size, why) for size in shape), max(len(shape) - 1, 0)) for shape in shapes)
 
 
 _CALL: Mapping[str, Attr] = {
