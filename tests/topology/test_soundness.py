@@ -873,6 +873,435 @@ add(
     [4],
 )
 
+# -- attention and other products of activations ----------------------------------------------------------------
+
+
+def heads(name: str, source: str, count: Any = 4) -> dict[str, Layer]:
+    """(batch, time, heads * size) as (batch, heads, time, size)."""
+    return {
+        f"{name}_grid": layer("reshape", source, shape=[0, 0, count, -1]),
+        f"{name}h": layer("transpose", f"{name}_grid", axes=[1, 2]),
+    }
+
+
+def joined(source: str, makes: int = 2, reads: int = 12) -> dict[str, Layer]:
+    return {
+        "back": layer("transpose", source, axes=[1, 2]),
+        "flat": layer("flatten", "back", start=2),
+        "out": linear("flat", reads, makes),
+    }
+
+
+def projected(q: int = 8, k: int = 8, v: int = 12) -> dict[str, Layer]:
+    return {"q": linear("x", 4, q), "k": linear("x", 4, k), "v": linear("x", 4, v)}
+
+
+SPLIT = {**projected(), **heads("q", "q"), **heads("k", "k"), **heads("v", "v")}
+add("attention", {**SPLIT, "op": layer("attention", ["qh", "kh", "vh"]), **joined("op")}, [2, 3, 4], SEQUENCE)
+add(
+    "attention with a mask for each head",
+    {
+        **SPLIT,
+        "bias": layer("parameter", None, {"weight": (4, 5, 5)}),
+        "op": layer("attention", ["qh", "kh", "vh", "bias"], scale=0.5),
+        **joined("op"),
+    },
+    [2, 3, 4],
+    {"x": ["batch", 5, 4]},
+)
+add(
+    "attention with few heads of keys",
+    {
+        **projected(8, 4, 6),
+        **heads("q", "q"),
+        **heads("k", "k", 2),
+        **heads("v", "v", 2),
+        "op": layer("attention", ["qh", "kh", "vh"], is_causal=True),
+        **joined("op"),
+    },
+    [2, 2, 2, 3],
+    SEQUENCE,
+)
+
+
+def shared(name: str, size: int) -> dict[str, Layer]:
+    """Two heads, each twice, as models write it out."""
+    return {
+        f"{name}_one": layer("unsqueeze", f"{name}h", axis=2),
+        f"{name}_two": layer("expand", f"{name}_one", sizes=[-1, -1, 2, -1, -1]),
+        f"{name}_all": layer("reshape", f"{name}_two", shape=[0, 4, 5, size]),
+    }
+
+
+add(
+    "grouped-query attention written out",
+    {
+        **projected(8, 4, 6),
+        **heads("q", "q"),
+        **heads("k", "k", 2),
+        **heads("v", "v", 2),
+        **shared("k", 2),
+        **shared("v", 3),
+        "op": layer("attention", ["qh", "k_all", "v_all"]),
+        **joined("op"),
+    },
+    [2, 2, 2, 3],
+    {"x": ["batch", 5, 4]},
+)
+add(
+    "attention of windows side by side",
+    {
+        "q": linear("x", 4, 12),
+        "k": linear("x", 4, 12),
+        "v": linear("x", 4, 18),
+        "qs": layer("reshape", "q", shape=[0, 0, 3, 2, 2]),
+        "ks": layer("reshape", "k", shape=[0, 0, 3, 2, 2]),
+        "vs": layer("reshape", "v", shape=[0, 0, 3, 2, 3]),
+        "qp": layer("permute", "qs", axes=[0, 2, 3, 1, 4]),
+        "kp": layer("permute", "ks", axes=[0, 2, 3, 1, 4]),
+        "vp": layer("permute", "vs", axes=[0, 2, 3, 1, 4]),
+        "op": layer("attention", ["qp", "kp", "vp"]),
+        "back": layer("permute", "op", axes=[0, 3, 1, 2, 4]),
+        "flat": layer("flatten", "back", start=2),
+        "out": linear("flat", 18, 2),
+    },
+    [2, 2, 3, 3],
+    SEQUENCE,
+)
+add(
+    "attention written out with matmul",
+    {
+        **SPLIT,
+        "kt": layer("transpose", "kh", axes=[-2, -1]),
+        "scores": layer("matmul", ["qh", "kt"]),
+        "scaled": layer("div", "scores", by=1.4),
+        "soft": layer("softmax", "scaled", axis=-1),
+        "op": layer("matmul", ["soft", "vh"]),
+        **joined("op"),
+    },
+    [2, 3, 4],
+    {"x": ["batch", 5, 4]},
+)
+add(
+    "attention written out with einsum",
+    {
+        **projected(),
+        **{f"{n}_grid": layer("reshape", n, shape=[0, 0, 4, -1]) for n in "qkv"},
+        "scores": layer("einsum", ["q_grid", "k_grid"], equation="bqhd,bkhd->bhqk"),
+        "soft": layer("softmax", "scores", axis=-1),
+        "op": layer("einsum", ["soft", "v_grid"], equation="bhqk,bkhe->bqhe"),
+        "flat": layer("flatten", "op", start=2),
+        "out": linear("flat", 12, 2),
+    },
+    [2, 3, 4],
+    {"x": ["batch", 5, 4]},
+)
+add(
+    "fused qkv taken apart",
+    {
+        "qkv": linear("x", 4, 24),
+        "grid": layer("reshape", "qkv", shape=[0, 0, 3, 4, 2]),
+        "turned": layer("permute", "grid", axes=[2, 0, 3, 1, 4]),
+        "parts": layer("unbind", "turned"),
+        "op": layer("attention", ["parts[0]", "parts[1]", "parts[2]"]),
+        **joined("op", 2, 8),
+    },
+    [2, 4],
+    SEQUENCE,
+)
+add(
+    "product of a matrix with units on both sides",
+    {
+        "a": linear("x", 4, 6),
+        "b": linear("x", 4, 3),
+        "at": layer("transpose", "a", axes=[1, 2]),
+        "op": layer("matmul", ["at", "b"]),
+        "flat": layer("flatten", "op"),
+        "out": linear("flat", 18, 2),
+    },
+    [3, 6],
+    {"x": ["batch", 5, 4]},
+)
+add(
+    "einsum over a repeated letter",
+    {
+        "a": linear("x", 4, 9),
+        "grid": layer("reshape", "a", shape=[0, 3, 3]),
+        "op": layer("einsum", "grid", equation="bii->bi"),
+        "out": linear("op", 3, 2),
+    },
+    [3],
+)
+add(
+    "einsum that sums what the second operand alone has",
+    {
+        "a": linear("x", 4, 6),
+        "b": linear("x", 4, 3),
+        "op": layer("einsum", ["a", "b"], equation="bi,bj->bi"),
+        "out": linear("op", 6, 2),
+    },
+    [6],
+)
+add(
+    "linear_io",
+    {
+        "a": layer("linear_io", "x", {"weight": (4, 6), "bias": (6,)}),
+        "act": layer("gelu", "a"),
+        "out": layer("linear_io", "act", {"weight": (6, 2)}),
+    },
+    [6],
+    SEQUENCE,
+)
+add(
+    "vector_norm over positions",
+    {"a": conv("x", 2, 6), "op": layer("vector_norm", "a"), "out": linear("op", 6, 2)},
+    [6],
+    IMAGE,
+)
+add(
+    "vector_norm over units",
+    {
+        "a": linear("x", 4, 6),
+        "norm": layer("vector_norm", "a", axes=-1, keepdim=True),
+        "op": layer("div", ["a", "norm"]),
+        "out": linear("op", 6, 2),
+    },
+    [6],
+)
+
+# -- values that are no layers ----------------------------------------------------------------------------------
+
+add(
+    "class token and positions",
+    {
+        "patch": conv("x", 2, 6, (4, 4), stride=4),
+        "flat": layer("flatten", "patch", start=2),
+        "tokens": layer("transpose", "flat", axes=[1, 2]),
+        "cls": layer("parameter", None, {"weight": (1, 1, 6)}),
+        "op": layer("expand", "cls", sizes=["batch", -1, -1]),
+        "all": layer("cat", ["op", "tokens"], axis=1),
+        "pos": layer("parameter", None, {"weight": (1, 5, 6)}),
+        "sum": layer("add", ["all", "pos"]),
+        "norm": gain("layer_norm", "sum", 6),
+        "first": layer("select", "norm", axis=1, index=0),
+        "out": linear("first", 6, 3),
+    },
+    [6],
+    IMAGE,
+)
+add(
+    "layer scale",
+    {
+        "a": linear("x", 4, 6),
+        "gamma": layer("parameter", None, {"weight": (6,)}),
+        "op": layer("mul", ["a", "gamma"]),
+        "out": linear("op", 6, 2),
+    },
+    [6],
+)
+add(
+    "a parameter multiplied as a matrix",
+    {
+        "a": linear("x", 4, 6),
+        "w": layer("parameter", None, {"weight": (6, 5)}),
+        "op": layer("matmul", ["a", "w"]),
+        "out": linear("op", 5, 2),
+    },
+    [5, 6],
+)
+add(
+    "relative position table",
+    {
+        **SPLIT,
+        "table": layer("parameter", None, {"weight": (9, 4)}),
+        "index": layer("constant", None, value=[[4 + i - j for j in range(5)] for i in range(5)], dtype="int64"),
+        "op": layer("lookup", ["table", "index"]),
+        "bias": layer("permute", "op", axes=[2, 0, 1]),
+        "one": layer("unsqueeze", "bias", axis=0),
+        "mixed": layer("attention", ["qh", "kh", "vh", "one"]),
+        **joined("mixed"),
+    },
+    [2, 3, 4],
+    {"x": ["batch", 5, 4]},
+)
+add(
+    "constant added to all units",
+    {
+        "a": linear("x", 4, 6),
+        "c": layer("constant", None, value=0.5),
+        "op": layer("add", ["a", "c"]),
+        "out": linear("op", 6, 2),
+    },
+    [6],
+)
+add(
+    "constant for each unit",
+    {
+        "a": linear("x", 4, 6),
+        "b": linear("x", 4, 3),
+        "c": layer("constant", None, value=[1, 2, 3, 4, 5, 6]),
+        "op": layer("mul", ["a", "c"]),
+        "both": layer("cat", ["op", "b"]),
+        "out": linear("both", 9, 2),
+    },
+    [3],
+)
+add(
+    "one unit expanded to many",
+    {
+        "a": linear("x", 4, 1),
+        "b": linear("x", 4, 6),
+        "op": layer("expand", "a", sizes=[-1, 6]),
+        "both": layer("mul", ["b", "op"]),
+        "out": linear("both", 6, 2),
+    },
+    [6],
+)
+add(
+    "one index of the units",
+    {
+        "a": linear("x", 4, 6),
+        "b": linear("a", 6, 5),
+        "op": layer("select", "a", axis=2, index=3),
+        "wide": layer("unsqueeze", "op"),
+        "gated": layer("mul", ["b", "wide"]),
+        "out": linear("gated", 5, 2),
+    },
+    [5],
+    SEQUENCE,
+)
+add(
+    "stack of two layers",
+    {
+        "a": linear("x", 4, 6),
+        "b": linear("x", 4, 6),
+        "op": layer("stack", ["a", "b"], axis=1),
+        "out": linear("op", 6, 2),
+    },
+    [6],
+)
+add(
+    "stack behind the units",
+    {
+        "a": linear("x", 4, 6),
+        "b": linear("x", 4, 6),
+        "op": layer("stack", ["a", "b"], axis=-1),
+        "flat": layer("flatten", "op"),
+        "out": linear("flat", 12, 2),
+    },
+    [6],
+)
+add(
+    "shifted windows and merged patches",
+    {
+        "a": linear("x", 4, 6),
+        "rolled": layer("roll", "a", shifts=[-1, -2], axes=[1, 2]),
+        "r0": layer("strided", "rolled", axis=1, step=2),
+        "r1": layer("strided", "rolled", axis=1, start=1, step=2),
+        "p0": layer("strided", "r0", axis=2, step=2),
+        "p1": layer("strided", "r1", axis=2, step=2),
+        "p2": layer("strided", "r0", axis=2, start=1, step=2),
+        "p3": layer("strided", "r1", axis=2, start=1, step=2),
+        "op": layer("cat", ["p0", "p1", "p2", "p3"], axis=-1),
+        "norm": gain("layer_norm", "op", 24),
+        "out": linear("norm", 24, 2, bias=False),
+    },
+    [6],
+    {"x": ["batch", 4, 6, 4]},
+)
+add(
+    "roll of the units",
+    {"a": linear("x", 4, 6), "op": layer("roll", "a", shifts=1, axes=1), "out": linear("op", 6, 2)},
+    [],
+)
+add(
+    "every other unit",
+    {"a": linear("x", 4, 6), "op": layer("strided", "a", axis=1, step=2), "out": linear("op", 3, 2)},
+    [],
+)
+add(
+    "rows of units",
+    {
+        "a": linear("x", 4, 6),
+        "turned": layer("permute", "a", axes=[2, 0, 1]),
+        "index": layer("constant", None, value=[3, 1], dtype="int64"),
+        "op": layer("lookup", ["turned", "index"]),
+        "back": layer("permute", "op", axes=[1, 2, 0]),
+        "out": linear("back", 2, 2),
+    },
+    [],
+    SEQUENCE,
+)
+add(
+    "pad in front of the units' axis by nothing",
+    {
+        "a": linear("x", 4, 6),
+        "op": layer("pad", "a", padding=[0, 0, 1, 2]),
+        "out": linear("op", 6, 2),
+    },
+    [6],
+    {"x": ["batch", 5, 4]},
+)
+
+# -- torch's own operations -------------------------------------------------------------------------------------
+
+add(
+    "pointwise",
+    {
+        "a": linear("x", 4, 6),
+        "op": layer("pointwise", "a", call="aten.sinc.default", args=["$0"]),
+        "out": linear("op", 6, 2),
+    },
+    [6],
+)
+add(
+    "pointwise of two layers",
+    {
+        "a": linear("x", 4, 6),
+        "b": linear("x", 4, 6),
+        "op": layer("pointwise", ["a", "b"], call="aten.atan2.default", args=["$0", "$1"]),
+        "out": linear("op", 6, 2),
+    },
+    [6],
+)
+add(
+    "resample",
+    {
+        "a": conv("x", 2, 6),
+        "op": layer(
+            "resample", "a", call="aten.upsample_bilinear2d.default", args=["$0", [4, 9], False], positions=[4, 9]
+        ),
+        "out": conv("op", 6, 2),
+    },
+    [6],
+    IMAGE,
+)
+add(
+    "an operation without a rule freezes what it touches",
+    {
+        "a": linear("x", 4, 6),
+        "b": linear("x", 4, 5),
+        "op": layer("aten", "a", call="aten.cumsum.default", args=["$0", 1], shapes=[[3, 6]]),
+        "c": linear("op[0]", 6, 5),
+        "sum": layer("add", ["b", "c"]),
+        "out": linear("sum", 5, 2),
+    },
+    [5],
+    {"x": [3, 4]},
+)
+add(
+    "units behind an operation without a rule",
+    {
+        "a": linear("x", 4, 6),
+        "op": layer("aten", "a", call="aten.sort.default", args=["$0"], shapes=[[3, 6], [3, 6]]),
+        "b": linear("x", 4, 6),
+        "sum": layer("add", ["op[0]", "b"]),
+        "out": linear("sum", 6, 2),
+    },
+    [],
+    {"x": [3, 4]},
+)
+
 
 def made(name: str) -> Network:
     layers, inputs, outputs, _, more = NETWORKS[name]
@@ -914,6 +1343,13 @@ EFFECTS = {
     "amin over everything but the batch": {"amin"},
     "batch_norm": set(),
     "squeeze and excitation": set(),
+    "attention": {"attention"},
+    "attention written out with matmul": {"contraction"},
+    "attention written out with einsum": {"contraction"},
+    "fused qkv taken apart": {"attention"},
+    "vector_norm over positions": set(),
+    "vector_norm over units": {"vector_norm"},
+    "class token and positions": {"layer_norm"},
 }
 
 
