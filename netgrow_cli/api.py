@@ -91,7 +91,7 @@ def prune(
         _list(layer),
         _list(width),
         units=units,
-        lowest_count=lowest,
+        lowest=lowest,
         fraction=fraction,
         below=below,
         dead=dead,

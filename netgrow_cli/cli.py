@@ -12,7 +12,20 @@ from typing import Annotated, Any
 import typer
 
 from netgrow_cli import __version__
-from netgrow_cli.commands import apply, check, expand, infer, inspect, prune, recycle, scores, split, trace, verify
+from netgrow_cli.commands import (
+    apply,
+    check,
+    expand,
+    graph,
+    infer,
+    inspect,
+    prune,
+    recycle,
+    scores,
+    split,
+    trace,
+    verify,
+)
 from netgrow_cli.commands.common import given
 from netgrow_cli.errors import NetgrowError, UsageError
 
@@ -85,6 +98,7 @@ for _command in (
     recycle.recycle,
     apply.apply,
     scores.scores,
+    graph.graph,
     trace.trace,
     verify.verify,
 ):

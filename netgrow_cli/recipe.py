@@ -18,76 +18,21 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from netgrow_cli.checkpoint import staged_outputs
-from netgrow_cli.errors import SpecError
+from netgrow_cli.errors import SpecError, UsageError
 from netgrow_cli.job import Options, Report, Selector, change, companions, default_output, opened
-from netgrow_cli.surgery.change import DEFAULT_NOISE
 from netgrow_cli.surgery.growing import expanding, splitting
 from netgrow_cli.surgery.shrinking import pruning, recycling
 from netgrow_cli.topology.located import Located, load
 
-
-def _expand(
-    layer: list[str],
-    width: list[str],
-    add: int | None = None,
-    to: int | None = None,
-    times: float | None = None,
-    init: Any = "match",
-) -> Selector:
-    return expanding(layer, width, add=add, to=to, times=times, init=init)
-
-
-def _split(
-    layer: list[str],
-    width: list[str],
-    units: Any = None,
-    top: int | None = None,
-    above: float | None = None,
-    by: str = "weight",
-    noise: float = DEFAULT_NOISE,
-    ways: int = 2,
-) -> Selector:
-    every = units == "all"
-    chosen = None if every else units
-    return splitting(layer, width, units=chosen, every=every, top=top, above=above, by=by, noise=noise, ways=ways)
-
-
-def _prune(
-    layer: list[str],
-    width: list[str],
-    units: list[int] | None = None,
-    dead: bool = False,
-    duplicates: bool = False,
-    lowest: int | None = None,
-    fraction: float | None = None,
-    below: float | None = None,
-    by: str = "weight",
-) -> Selector:
-    return pruning(
-        layer,
-        width,
-        units=units,
-        lowest_count=lowest,
-        fraction=fraction,
-        below=below,
-        dead=dead,
-        duplicates=duplicates,
-        by=by,
-    )
-
-
-def _recycle(layer: list[str], width: list[str], noise: float = DEFAULT_NOISE) -> Selector:
-    return recycling(layer, width, noise=noise)
-
-
+# Words of the selectors that a recipe says otherwise: `layer`, `width`, `units: all`.
+_OWN = ("layers", "widths", "every")
 _COMMANDS: dict[str, Callable[..., Selector]] = {
-    "expand": _expand,
-    "split": _split,
-    "prune": _prune,
-    "recycle": _recycle,
+    "expand": expanding,
+    "split": splitting,
+    "prune": pruning,
+    "recycle": recycling,
 }
 
 
@@ -126,15 +71,16 @@ def _step(item: Located) -> Step:
     if not isinstance(body.value, dict):
         raise SpecError(f"{body.mark}: the settings of {command} must be a mapping")
     make = _COMMANDS[command]
-    known = inspect.signature(make).parameters
+    known = ["layer", "width", *(name for name in inspect.signature(make).parameters if name not in _OWN)]
     for key, mark in body.keys.items():
         if key not in known:
             raise SpecError(f"{mark}: {command} has no setting {key!r}; it has {', '.join(known)}")
-    settings = body.plain()
-    names = {key: _names(body.value.get(key)) for key in ("layer", "width")}
+    settings = {key: value for key, value in body.plain().items() if key not in ("layer", "width")}
+    if command == "split" and settings.get("units") == "all":
+        settings = {**settings, "units": None, "every": True}
     try:
-        return Step(command, make(**{**settings, **names}))
-    except TypeError as error:
+        return Step(command, make(_names(body.value.get("layer")), _names(body.value.get("width")), **settings))
+    except (TypeError, UsageError) as error:
         raise SpecError(f"{body.mark}: {command}: {error}") from None
 
 

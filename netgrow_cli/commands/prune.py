@@ -43,7 +43,7 @@ def prune(
         layer or [],
         width or [],
         units=chosen,
-        lowest_count=lowest,
+        lowest=lowest,
         fraction=fraction,
         below=below,
         dead=dead,

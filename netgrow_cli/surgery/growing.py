@@ -25,10 +25,10 @@ def expanding(
     layers: Sequence[str],
     widths: Sequence[str],
     *,
-    add: int | None,
-    to: int | None,
-    times: float | None,
-    init: Init,
+    add: int | None = None,
+    to: int | None = None,
+    times: float | None = None,
+    init: Init = "match",
 ) -> Selector:
     """Fresh units behind the old ones, as many as stated, in every width that is tied in size too."""
     if sum(item is not None for item in (add, to, times)) != 1:
@@ -64,13 +64,13 @@ def splitting(
     layers: Sequence[str],
     widths: Sequence[str],
     *,
-    units: Sequence[int] | None,
-    every: bool,
-    top: int | None,
-    above: float | None,
-    by: str,
-    noise: float,
-    ways: int,
+    units: Sequence[int] | None = None,
+    every: bool = False,
+    top: int | None = None,
+    above: float | None = None,
+    by: str = "weight",
+    noise: float = change.DEFAULT_NOISE,
+    ways: int = 2,
 ) -> Selector:
     """Units that become several: stated ones, all, the best by a score, or those above a score."""
     if sum((units is not None, every, top is not None, above is not None)) != 1:

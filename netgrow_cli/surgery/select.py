@@ -153,7 +153,7 @@ def size_class(topology: Topology, width: int) -> list[int]:
     return found
 
 
-def lowest(scores: dict[int, np.ndarray[tuple[int], np.dtype[np.float64]]], count: int) -> dict[int, list[int]]:
+def lowest_units(scores: dict[int, np.ndarray[tuple[int], np.dtype[np.float64]]], count: int) -> dict[int, list[int]]:
     """The `count` units with the lowest scores over several widths, never all units of one."""
     ranked = sorted((float(score), width, unit) for width, all_ in scores.items() for unit, score in enumerate(all_))
     picked: dict[int, list[int]] = {}

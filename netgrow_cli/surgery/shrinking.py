@@ -14,7 +14,7 @@ from netgrow_cli.surgery.change import WidthChange
 from netgrow_cli.surgery.duplicates import duplicate_units
 from netgrow_cli.surgery.growing import score
 from netgrow_cli.surgery.scores import Scores, weight_score
-from netgrow_cli.surgery.select import Target, free_widths, lowest, size_class, targets, units_of
+from netgrow_cli.surgery.select import Target, free_widths, lowest_units, size_class, targets, units_of
 
 
 def pruning(
@@ -22,7 +22,7 @@ def pruning(
     widths: Sequence[str],
     *,
     units: Sequence[int] | None = None,
-    lowest_count: int | None = None,
+    lowest: int | None = None,
     fraction: float | None = None,
     below: float | None = None,
     dead: bool = False,
@@ -30,15 +30,15 @@ def pruning(
     by: str = "weight",
 ) -> Selector:
     """Units that go: stated ones, the lowest by a score, dead ones, or duplicates (which are merged)."""
-    ways = (units is not None, lowest_count is not None, fraction is not None, below is not None, dead, duplicates)
+    ways = (units is not None, lowest is not None, fraction is not None, below is not None, dead, duplicates)
     if sum(ways) != 1:
         raise UsageError(
             "say which units: one of --units 3,7, --dead, --duplicates, --lowest K, --fraction F, --below C"
         )
     if fraction is not None and not 0.0 < fraction < 1.0:
         raise UsageError(f"--fraction {fraction}: a number between 0 and 1 is needed")
-    if lowest_count is not None and lowest_count < 1:
-        raise UsageError(f"--lowest {lowest_count}: at least 1 is needed")
+    if lowest is not None and lowest < 1:
+        raise UsageError(f"--lowest {lowest}: at least 1 is needed")
     if below is not None and math.isnan(below):
         raise UsageError("--below nan: a number is needed")
 
@@ -53,7 +53,7 @@ def pruning(
         else:
             picked = {}
             for target in chosen:
-                picked.update(_lowest(job, target, lowest_count, fraction, below, by))
+                picked.update(_lowest(job, target, lowest, fraction, below, by))
         return _removal(job, picked, by)
 
     return select
@@ -71,7 +71,7 @@ def _lowest(
     assert count is not None
     if count >= total and below is None:
         raise UsageError(f"{target.name!r} has {total} units; at least one must stay")
-    return lowest(scored, count)
+    return lowest_units(scored, count)
 
 
 def _removal(job: Job, picked: dict[int, list[int]], by: str) -> Selection:
