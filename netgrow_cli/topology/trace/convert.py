@@ -39,6 +39,7 @@ class Converter:
         self._tensors: dict[Any, str] = {}
         self._parameters: dict[str, str] = {}
         self._taken: set[str] = set(names)
+        self._numbers: set[str] = set()  # layers that depend on no input and no tensor
         self._names = list(names)
         self.batch: int | None = None
 
@@ -122,14 +123,13 @@ class Converter:
         """
         named = {role: self._tensors[value] for role, value in (params or {}).items() if value is not None}
         name = self._layer_name(node, named)
-        refs = tuple(self.ref(value) for value in inputs)
-        self.layers.append(Layer(name, op, refs, named, dict(attrs or {}), source_line(node)))
+        self._add(node, name, op, [self.ref(value) for value in inputs], named, attrs or {})
         self._values[node] = name if outputs is None else [f"{name}[{n}]" for n in range(outputs)]
 
     def put_refs(self, node: Any, op: str, refs: Sequence[str], attrs: Mapping[str, Any]) -> None:
         """Add the layer that computes a node from references."""
         name = self._layer_name(node, {})
-        self.layers.append(Layer(name, op, tuple(refs), {}, dict(attrs), source_line(node)))
+        self._add(node, name, op, refs, {}, attrs)
         self._values[node] = name
 
     def extra(
@@ -144,8 +144,18 @@ class Converter:
         """A layer on the way to a node's own; its reference."""
         named = {role: self._tensors[value] for role, value in (params or {}).items()}
         name = self._layer_name(node, named) if named else self._free(f"{self._path(node)}.{suffix}")
-        self.layers.append(Layer(name, op, tuple(refs), named, dict(attrs), source_line(node)))
+        self._add(node, name, op, refs, named, attrs)
         return name
+
+    def _add(
+        self, node: Any, name: str, op: str, refs: Sequence[str], params: Mapping[str, str], attrs: Mapping[str, Any]
+    ) -> None:
+        if not params and all(self._is_number(ref) for ref in refs):
+            self._numbers.add(name)
+        self.layers.append(Layer(name, op, tuple(refs), dict(params), dict(attrs), source_line(node)))
+
+    def _is_number(self, ref: str) -> bool:
+        return ref.partition("[")[0] in self._numbers
 
     def item(self, node: Any, source: Any, index: int) -> None:
         """A node that is one of several outputs of another."""
@@ -218,9 +228,9 @@ class Converter:
         attrs = {"call": functional_form(call), "args": arguments, "shapes": shapes}
         if keywords:
             attrs["kwargs"] = keywords
-        if operands:
+        if not all(self._is_number(self.ref(operand)) for operand in operands):
             self.unknown[call] = self.unknown.get(call, 0) + 1
-        self.fixed_batch = True
+            self.fixed_batch = True
         self.put(node, "aten", operands, attrs=attrs, outputs=max(1, len(shapes)))
 
     def recorded(self, node: Any) -> tuple[list[Any], list[Any], dict[str, Any]]:

@@ -8,7 +8,10 @@ from typing import Any
 
 from netgrow_cli.errors import UsageError
 
-_FORM = re.compile(r"^(?:(?P<name>\w+)=)?(?P<dtype>\w+)\[(?P<shape>[\d,\s]*)\](?::(?P<high>\d+))?$")
+_FORM = re.compile(
+    r"\s*(?:(?P<name>[A-Za-z_]\w*)=)?(?P<dtype>\w+)\[\s*(?P<shape>(?:[1-9]\d*(?:\s*,\s*[1-9]\d*)*)?)\s*\]"
+    r"(?::(?P<high>[1-9]\d*))?\s*"
+)
 _DTYPES = ("float16", "bfloat16", "float32", "float64", "int32", "int64", "uint8", "bool")
 
 
@@ -33,7 +36,7 @@ class Given:
 
 def parse_input(text: str) -> Given:
     """Raises UsageError for anything else than the form above."""
-    match = _FORM.match(text.replace(" ", ""))
+    match = _FORM.fullmatch(text)
     if match is None or match["dtype"] not in _DTYPES:
         raise UsageError(
             f"--input {text}: write [name=]dtype[shape], as in 'float32[2,3,96,96]' or 'int64[2,9]:90'; dtypes are "

@@ -53,17 +53,21 @@ def trace_model(
 
     if not given:
         raise UsageError("say what the model reads: --input 'float32[2,3,96,96]', one for each argument")
-    model.eval()
     device = str(next(iter(model.parameters()), torch.zeros(0)).device)
     examples = [(item, item.tensor(device)) for item in given]
     positional = tuple(tensor for item, tensor in examples if item.name is None)
     keywords = {item.name: tensor for item, tensor in examples if item.name is not None}
     # torch logs what it also raises; one line is enough for people.
     logging.getLogger("torch").setLevel(logging.CRITICAL)
+    modes = [(module, module.training) for module in model.modules()]
     try:
+        model.eval()
         program = torch.export.export(model, positional, {**keywords, **(options or {})}, strict=False)
     except Exception as error:
         raise UsageError(f"{origin}: torch.export cannot trace it: {first_line(error)}") from None
+    finally:
+        for module, training in modes:
+            module.training = training
     if mutates(program.graph):
         program = program.run_decompositions({})
     names = _argument_names(model, given)
