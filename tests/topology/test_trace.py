@@ -260,8 +260,8 @@ def test_trace_lists_what_has_no_rule(code: Path, capsys: pytest.CaptureFixture[
         (("no_such_module:make", *X), "no_such_module"),
         (("traced_nets:Net",), "--input"),
         (("traced_nets:Net", "--input", "float31[2]"), "float31"),
-        (("traced_nets:Net", "--input", "float32[2,5]"), "cannot trace it"),
-        (("traced_nets:Branches", *X), "cannot trace it"),
+        (("traced_nets:Net", "--input", "float32[2,5]"), "cannot trace it (traced_nets.py:11)"),
+        (("traced_nets:Branches", *X), "cannot trace it (traced_nets.py:15)"),
         ((".", *X), "no config.json"),
     ],
 )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
+import io
 import json
 import logging
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,14 +60,15 @@ def trace_model(
     examples = [(item, item.tensor(device)) for item in given]
     positional = tuple(tensor for item, tensor in examples if item.name is None)
     keywords = {item.name: tensor for item, tensor in examples if item.name is not None}
-    # torch logs what it also raises; one line is enough for people.
+    # torch logs and prints what it also raises; one line is enough for people.
     logging.getLogger("torch").setLevel(logging.CRITICAL)
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
-        program = torch.export.export(model, positional, {**keywords, **(options or {})}, strict=False)
+        with contextlib.redirect_stderr(io.StringIO()):
+            program = torch.export.export(model, positional, {**keywords, **(options or {})}, strict=False)
     except Exception as error:
-        raise UsageError(f"{origin}: torch.export cannot trace it: {first_line(error)}") from None
+        raise UsageError(f"{origin}: torch.export cannot trace it{_place(error)}: {first_line(error)}") from None
     finally:
         for module, training in modes:
             module.training = training
@@ -83,6 +87,13 @@ def trace_model(
     layers = [_with_batch(layer, given[0].shape[0]) for layer in layers]
     text = spec_text(pairs, layers, outputs, tensors=set(program.state_dict), fixed_batch=True, origin=origin)
     return Traced(text, converter.unknown)
+
+
+def _place(error: Exception) -> str:
+    """Where in the model's own code an error arose: ` (net.py:12)`."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames[1:] if "/torch/" not in Path(frame.filename).as_posix()]
+    return f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
 
 
 def _holds_at_any_batch(text: str, program: Any, batch: int) -> bool:
