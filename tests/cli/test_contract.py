@@ -742,6 +742,8 @@ def test_an_interrupt_leaves_no_file(dead_mlp: Path) -> None:
     running = subprocess.Popen(
         program("expand", dead_mlp, *CHANGES["expand"], "--probes", 10**9),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(),
+        # A shell's background jobs ignore interrupts, and so would what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     until = time.monotonic() + 60
     while not list(dead_mlp.parent.glob(".netgrow-*")):  # the output is under way
