@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from torch import nn
 
@@ -155,6 +156,49 @@ def test_the_batch_is_free() -> None:
         shape = first["shape"] if isinstance(first, dict) else first
         bound = toy.unknown or toy.name.startswith(("encoder", "multihead"))
         assert (shape[0] == "batch") == (not bound), toy.name
+
+
+# -- operations in place ----------------------------------------------------------------------------------
+
+SAME = {
+    "dropout": lambda x: F.dropout(x, 0.5, False),
+    "contiguous": lambda x: x.contiguous(),
+    "to": lambda x: x.to(torch.float32),
+    "detach": lambda x: x.detach(),
+    "flatten": lambda x: x.flatten(1),
+    "narrow": lambda x: x.narrow(1, 0, 3),
+    "tensor_split": lambda x: x.tensor_split(2, 1)[0],
+    "unflatten": lambda x: x.unflatten(1, (2, 3)),
+    "T": lambda x: x.T,
+    "diagonal": lambda x: x.diagonal(),
+    "all of it": lambda x: x[...],
+    "as_strided": lambda x: x.as_strided((2, 3), (6, 1)),
+}
+
+
+class View(nn.Module):
+    """A value and a view of it, of which one is changed in place before the other is read."""
+
+    def __init__(self, view: Any, changes_view: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.view, self.changes_view = nn.Linear(4, 6), nn.Linear(6, 2), view, changes_view
+
+    def forward(self, x):
+        x = self.a(x)
+        y = self.view(x)
+        (y if self.changes_view else x).mul_(3.0)
+        return self.b(x) if self.changes_view else y
+
+
+@pytest.mark.parametrize("changes_view", [True, False], ids=["view", "base"])
+@pytest.mark.parametrize("name", SAME)
+def test_what_changes_under_another_name(name: str, changes_view: bool, tmp_path: Path) -> None:
+    model = started(lambda: View(SAME[name], changes_view))
+    (tmp_path / "s.yaml").write_text(trace_model(model, [parse_input("float32[2,4]")]).text)
+    torch.save(model.state_dict(), tmp_path / "m.pt")
+    with opened(tmp_path / "m.pt", Options(spec=tmp_path / "s.yaml")) as job, torch.no_grad():
+        inputs = {"x": torch.randn(2, 4)}
+        alike(job.network.outputs({"batch": 2}, inputs, torch.float32), [model(inputs["x"])], 1e-5)
 
 
 # -- what the command line takes -------------------------------------------------------------------------

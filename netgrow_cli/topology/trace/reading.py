@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import collections
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
-_VIEWS = ("slice", "select", "view", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "expand", "t", "chunk")
+# These may give back the very tensor they read, which torch's own record does not always show.
+_DROPOUT = ("dropout", "feature_dropout", "alpha_dropout")
+_PASSING = (*_DROPOUT, "to", "contiguous", "type_as", "reshape", "flatten")
 
 
 def operation(target: Any) -> str:
@@ -18,20 +22,55 @@ def operation(target: Any) -> str:
 
 
 def mutates(graph: Any) -> bool:
-    """Whether an operation in place changes a value that is read under its old name, or a view of another.
+    """Whether an operation in place changes memory that is read under another name, or under an old one, later on.
 
     Elsewhere an operation in place is simply its value. A graph that needs it is made functional by torch, at the
     price of some of the places in the model's code.
     """
     order = {node: number for number, node in enumerate(graph.nodes)}
+    memory: dict[Any, Any] = {}
+    names: dict[Any, list[Any]] = collections.defaultdict(list)
     for node in graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        if node.op != "call_function" or schema is None or not schema.is_mutable or not node.args:
-            continue
-        changed = node.args[0]
-        if operation(changed.target) in _VIEWS or any(order[user] > order[node] for user in changed.users):
+        if any(_is_mutable(part) for inner in _inner(node) for part in inner.nodes):
             return True
+        if _is_mutable(node):
+            changed = node.args[0] if node.args else None
+            if changed not in memory:
+                return True
+            if any(order[user] > order[node] for name in names[memory[changed]] for user in name.users):
+                return True
+        memory[node] = _memory(node, memory)
+        names[memory[node]].append(node)
     return False
+
+
+def drop_dropout(graph: Any) -> None:
+    """Read through dropout, which gives back its operand in evaluation, where torch would make a copy of it."""
+    for node in list(graph.nodes):
+        if node.op == "call_function" and operation(node.target) in _DROPOUT:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def _is_mutable(node: Any) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return node.op == "call_function" and schema is not None and bool(schema.is_mutable)
+
+
+def _inner(node: Any) -> list[Any]:
+    """The graphs of what runs under `no_grad` or autocast."""
+    places = [argument for argument in node.args if getattr(argument, "op", None) == "get_attr"]
+    found = [getattr(getattr(node.graph.owning_module, place.target, None), "graph", None) for place in places]
+    return [graph for graph in found if graph is not None]
+
+
+def _memory(node: Any, known: Mapping[Any, Any]) -> Any:
+    """What tells the memory of a node's value from that of others."""
+    source = node.args[0] if node.op == "call_function" and node.args else None
+    if source in known and (_is_mutable(node) or operation(node.target) in (*_PASSING, "getitem")):
+        return known[source]
+    values = [value for value in as_list(node.meta.get("val")) if hasattr(value, "untyped_storage")]
+    return values[0].untyped_storage()._cdata if values else node
 
 
 def source_line(node: Any) -> str | None:

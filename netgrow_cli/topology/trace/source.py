@@ -24,7 +24,7 @@ from netgrow_cli.topology.trace.fuse import fuse
 from netgrow_cli.topology.trace.handlers import HANDLERS
 from netgrow_cli.topology.trace.inputs import Given
 from netgrow_cli.topology.trace.layer import Layer
-from netgrow_cli.topology.trace.reading import mutates
+from netgrow_cli.topology.trace.reading import drop_dropout, mutates
 from netgrow_cli.topology.trace.write import spec_text
 
 TOKENS = (2, 9)
@@ -73,6 +73,7 @@ def trace_model(
         for module, training in modes:
             module.training = training
     if mutates(program.graph):
+        drop_dropout(program.graph)
         program = program.run_decompositions({})
     names = _argument_names(model, given)
     converter = Converter(program, names, HANDLERS)
