@@ -745,12 +745,15 @@ def test_an_interrupt_leaves_no_file(dead_mlp: Path) -> None:
         # A shell's background jobs ignore interrupts, and so would what they start.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    until = time.monotonic() + 60
-    while not list(dead_mlp.parent.glob(".netgrow-*")):  # the output is under way
-        assert time.monotonic() < until and running.poll() is None
-        time.sleep(0.02)
-    running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=60)
+    try:
+        until = time.monotonic() + 60
+        while not list(dead_mlp.parent.glob(".netgrow-*")):  # the output is under way
+            assert time.monotonic() < until and running.poll() is None
+            time.sleep(0.02)
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=60)
+    finally:
+        running.kill()
     assert running.returncode == 130
     assert out == b"" and len(err.splitlines()) == 1 and b"interrupted" in err
     assert contents(dead_mlp.parent) == before
