@@ -11,6 +11,7 @@ from netgrow_cli.errors import SpecError
 from netgrow_cli.surgery.plan import Plan, SpecChange
 from netgrow_cli.topology.graph import Graph, Input, Mark, Node
 from netgrow_cli.topology.located import Located
+from netgrow_cli.topology.ops import OPS
 from netgrow_cli.topology.spec import Spec
 
 
@@ -19,6 +20,8 @@ def rewrite_spec(spec: Spec, graph: Graph, plan: Plan) -> str:
 
     Where a block that is written once would need different numbers, it is written out.
     """
+    if _differ_where_written_once(graph, plan):
+        return _written_out(graph, plan)
     edits: dict[tuple[int, int], str] = {}
     for change in plan.spec:
         node = graph.node(change.node)
@@ -29,6 +32,27 @@ def rewrite_spec(spec: Spec, graph: Graph, plan: Plan) -> str:
     for (start, end), new in sorted(edits.items(), reverse=True):
         text = text[:start] + new + text[end:]
     return text
+
+
+def _differ_where_written_once(graph: Graph, plan: Plan) -> bool:
+    """Whether layers of a block, or all that name one of `dims`, change in some places only."""
+    changes: dict[str, set[tuple[str, str]]] = {node.name: set() for node in graph.nodes}
+    for change in plan.spec:
+        changes[change.node].add((change.what, change.value))
+    alike: dict[object, list[Node]] = {}
+    for node in graph.nodes:
+        if node.mark is not None:
+            alike.setdefault((node.op, node.mark), []).append(node)
+        for value in node.attrs.values():
+            named = value if isinstance(value, (list, tuple)) else [value]
+            for dim in {item for item in named if isinstance(item, str)} & set(graph.dims):
+                alike.setdefault(dim, []).append(node)
+    for key, nodes in alike.items():
+        found = [changes[node.name] for node in nodes]
+        same = all(map(bool, found)) if isinstance(key, str) else all(one == found[0] for one in found)
+        if any(found) and not same:
+            return True
+    return False
 
 
 def _places(spec: Spec, node: Node, change: SpecChange) -> list[tuple[tuple[int, int], str]]:
@@ -89,41 +113,41 @@ def _written_out(graph: Graph, plan: Plan) -> str:
     for change in plan.spec:
         changed.setdefault(change.node, {})[change.what] = change.value
     layers: dict[str, object] = {}
-    hidden = {node.name: node for node in graph.nodes if node.hidden}
+    nodes = {node.name: node for node in graph.nodes}
     for node in graph.nodes:
         if not node.hidden:
-            layers[node.name] = _layer(node, hidden, changed)
+            layers[node.name] = _layer(node, nodes, changed)
     document = {
         "netgrow": 1,
         "inputs": {given.name: _input(given) for given in graph.inputs},
         **({"dims": dict(graph.dims)} if graph.dims else {}),
         **({"ignore": list(graph.ignore)} if graph.ignore else {}),
         "layers": layers,
-        "outputs": [_ref(ref.node, ref.output, hidden, changed) for ref in graph.outputs],
+        "outputs": [_ref(ref.node, ref.output, nodes, changed) for ref in graph.outputs],
     }
     return yaml.safe_dump(document, sort_keys=False, width=120)
 
 
-def _layer(node: Node, hidden: Mapping[str, Node], changed: Mapping[str, Mapping[str, str]]) -> dict[str, object]:
-    first = hidden.get(node.inputs[0].node)
+def _layer(node: Node, nodes: Mapping[str, Node], changed: Mapping[str, Mapping[str, str]]) -> dict[str, object]:
+    first = nodes.get(node.inputs[0].node) if node.inputs else None
     source: object
-    if first is not None and first.op == "cat":
+    if first is not None and first.hidden and first.op == "cat":
         values = changed.get(first.name, {})
         ranges: Sequence[tuple[int, int]] = first.attrs["ranges"]
         source = {
-            values.get(f"range:{n}", f"{start}:{stop}"): _ref(ref.node, ref.output, hidden, changed)
+            values.get(f"range:{n}", f"{start}:{stop}"): _ref(ref.node, ref.output, nodes, changed)
             for n, ((start, stop), ref) in enumerate(zip(ranges, first.inputs, strict=True))
         }
     else:
-        listed = [_ref(ref.node, ref.output, hidden, changed) for ref in node.inputs]
+        listed = [_ref(ref.node, ref.output, nodes, changed) for ref in node.inputs]
         source = listed[0] if len(listed) == 1 else listed
-    body: dict[str, object] = {"op": node.op, "from": source}
+    body: dict[str, object] = {"op": node.op, **({"from": source} if node.inputs else {})}
     if node.params:
         body["params"] = dict(node.params)
     attrs = {key: list(value) if isinstance(value, tuple) else value for key, value in node.attrs.items()}
     for what, value in changed.get(node.name, {}).items():
         _assign(attrs, what, yaml.safe_load(value))
-    return {**body, **attrs}
+    return {**body, **attrs, **({"source": node.source} if node.source is not None else {})}
 
 
 def _assign(attrs: dict[str, object], what: str, value: object) -> None:
@@ -136,10 +160,10 @@ def _assign(attrs: dict[str, object], what: str, value: object) -> None:
     items[int(match[2])] = value
 
 
-def _ref(name: str, output: int, hidden: Mapping[str, Node], changed: Mapping[str, Mapping[str, str]]) -> str:
-    node = hidden.get(name)
-    if node is None:
-        return f"{name}[{output}]" if output else name
+def _ref(name: str, output: int, nodes: Mapping[str, Node], changed: Mapping[str, Mapping[str, str]]) -> str:
+    node = nodes.get(name)
+    if node is None or not node.hidden:
+        return f"{name}[{output}]" if node is not None and OPS[node.op].multiple else name
     stop = node.attrs["stop"]
     stated = f"{node.attrs['start']}:{'' if stop is None else stop}"
     return f"{node.inputs[0].node}[{changed.get(name, {}).get('range', stated)}]"
