@@ -12,7 +12,15 @@ from netgrow_cli.job import Job, Selection, Selector
 from netgrow_cli.surgery import change
 from netgrow_cli.surgery.change import Init, WidthChange
 from netgrow_cli.surgery.scores import SCORES, Scores
-from netgrow_cli.surgery.select import Target, free_widths, single_widths, size_class, targets, units_of
+from netgrow_cli.surgery.select import (
+    Target,
+    free_widths,
+    independent_widths,
+    single_widths,
+    size_class,
+    targets,
+    units_of,
+)
 
 MOST_UNITS = 1 << 24
 """More units than any width has: beyond it a number was mistyped."""
@@ -110,7 +118,7 @@ def _by_score(
         return {info.width.id: list(range(info.size)) for info in free_widths(chosen)}
     picked: dict[int, list[int]] = {}
     for target in chosen:
-        scored = {info.width.id: score(job, by, info.width.id) for info in free_widths([target])}
+        scored = {info.width.id: score(job, by, info.width.id) for info in independent_widths(job.topology, target)}
         ranked = sorted(
             ((float(value), width, unit) for width, values in scored.items() for unit, value in enumerate(values)),
             reverse=True,

@@ -72,13 +72,16 @@ def _infos(topology: Topology, layouts: Iterable[Layout]) -> tuple[WidthInfo, ..
 
 
 def single_widths(topology: Topology, chosen: Sequence[Target]) -> tuple[WidthInfo, ...]:
-    """The one width of each target, for changes that count units. Raises UsageError, Refused."""
+    """The one width of each target, for changes that count units; the first of several that are all tied in size.
+
+    Raises UsageError, Refused.
+    """
     result: dict[int, WidthInfo] = {}
     for target in chosen:
         free = [info for info in target.widths if info.frozen is None]
         if not free:
             _refuse_frozen(target)
-        if len(target.widths) > 1 and len(free) >= 1 and target.layout != free[0].width:
+        if not {info.width.id for info in target.widths} <= set(size_class(topology, free[0].width.id)):
             listed = ", ".join(f"--width '{info.name}' ({info.size})" for info in free)
             raise UsageError(
                 f"the output of {target.name!r} is {topology.text(target.layout)}: several widths; choose one: {listed}"
@@ -96,6 +99,23 @@ def free_widths(chosen: Sequence[Target]) -> tuple[WidthInfo, ...]:
             _refuse_frozen(target)
         result.update({info.width.id: info for info in free})
     return tuple(result.values())
+
+
+def independent_widths(topology: Topology, target: Target) -> tuple[WidthInfo, ...]:
+    """The widths of a target that may change, without those whose sizes follow an earlier one's."""
+    found: list[WidthInfo] = []
+    follow: set[int] = set()
+    for info in free_widths([target]):
+        if info.width.id not in follow:
+            found.append(info)
+            follow.update(size_class(topology, info.width.id))
+    return tuple(found)
+
+
+def with_tied(topology: Topology, infos: Sequence[WidthInfo]) -> tuple[WidthInfo, ...]:
+    """These widths, and those that may change of the ones whose sizes are tied to theirs."""
+    ids = dict.fromkeys(width for info in infos for width in size_class(topology, info.width.id))
+    return tuple(topology.widths[width] for width in ids if topology.widths[width].frozen is None)
 
 
 def _refuse_frozen(target: Target) -> None:

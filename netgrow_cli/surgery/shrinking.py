@@ -14,7 +14,16 @@ from netgrow_cli.surgery.change import WidthChange
 from netgrow_cli.surgery.duplicates import duplicate_units
 from netgrow_cli.surgery.growing import score
 from netgrow_cli.surgery.scores import Scores, weight_score
-from netgrow_cli.surgery.select import Target, free_widths, lowest_units, size_class, targets, units_of
+from netgrow_cli.surgery.select import (
+    Target,
+    free_widths,
+    independent_widths,
+    lowest_units,
+    size_class,
+    targets,
+    units_of,
+    with_tied,
+)
 
 
 def pruning(
@@ -62,7 +71,7 @@ def pruning(
 def _lowest(
     job: Job, target: Target, count: int | None, fraction: float | None, below: float | None, by: str
 ) -> dict[int, list[int]]:
-    scored = {info.width.id: score(job, by, info.width.id) for info in free_widths([target])}
+    scored = {info.width.id: score(job, by, info.width.id) for info in independent_widths(job.topology, target)}
     total = sum(len(values) for values in scored.values())
     if below is not None:
         count = sum(int((values < below).sum()) for values in scored.values())
@@ -97,7 +106,7 @@ def _prune(job: Job, width: int, units: Sequence[int]) -> WidthChange:
 
 
 def _dead(job: Job, chosen: Sequence[Target]) -> Selection:
-    infos = free_widths(chosen)
+    infos = with_tied(job.topology, free_widths(chosen))
     activity = job.activity([info.width.id for info in infos])
     found = {info.width.id: activity.dead(info.width.id) for info in infos}
     notes = []
