@@ -116,6 +116,9 @@ def _groups(topology: Topology, name: str) -> int:
 def _adjust(name: str, module: torch.nn.Module, settings: Mapping[str, Mapping[str, Any]]) -> None:
     import torch
 
+    if isinstance(module, torch.nn.RNNBase):
+        _recurrent(module)
+        return
     weight = getattr(module, "weight", None)
     stated = settings.get(name, {})
     shape = tuple(weight.shape) if isinstance(weight, torch.Tensor) else stated.get("shape")
@@ -204,3 +207,12 @@ def _guess_groups(name: str, module: Any, shape: tuple[int, ...]) -> int:
 def _transposed(_: str, module: Any, shape: tuple[int, ...], settings: Mapping[str, Any]) -> None:
     module.groups = settings.get("groups", module.groups)
     module.in_channels, module.out_channels = shape[0], shape[1] * module.groups
+
+
+def _recurrent(module: Any) -> None:
+    """Sizes that a recurrent layer keeps, and its own list of its weights."""
+    rows, said = module.weight_hh_l0.shape
+    module.input_size = module.weight_ih_l0.shape[1]
+    module.hidden_size = rows // {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+    module.proj_size = said if module.proj_size else 0
+    module._init_flat_weights()

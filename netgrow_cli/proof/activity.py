@@ -14,8 +14,10 @@ from netgrow_cli.proof.network import Network
 from netgrow_cli.proof.probes import Probes
 from netgrow_cli.topology.graph import Node
 from netgrow_cli.topology.layout import leaves, occurrences
+from netgrow_cli.topology.ops import OPS
 from netgrow_cli.topology.rule import Role
-from netgrow_cli.topology.solve import Topology
+from netgrow_cli.topology.run import call_of
+from netgrow_cli.topology.solve import AxisUse, Topology
 
 Spot = tuple[str, int, int]
 """A node, one of its operands, and an axis of that."""
@@ -27,6 +29,8 @@ class Activity:
 
     constant: by spot, for each index of the axis whether it never changed over the probes.
     zero: likewise, whether it was always zero. first: by (node, operand), its value on the first row.
+    inside: as zero, for what recurrent layers read of themselves. These start from zero and can take no constant in,
+        so that at their operands, too, only what is zero counts as constant.
     """
 
     topology: Topology
@@ -34,6 +38,7 @@ class Activity:
     constant: Mapping[Spot, Any]
     zero: Mapping[Spot, Any]
     first: Mapping[tuple[str, int], Any]
+    inside: Mapping[AxisUse, Any]
 
     def dead(self, width: int) -> list[int]:
         """Units that are constant wherever they are read (a dead ReLU is constantly zero)."""
@@ -46,12 +51,14 @@ class Activity:
     def _everywhere(self, width: int, seen: Mapping[Spot, Any]) -> list[int]:
         info = self.topology.widths[width]
         flags = np.ones(info.size, dtype=bool)
-        spots = [spot for spot in seen if _layout_ids(self.topology, spot) & {width}]
-        for spot in spots:
-            for labels in occurrences(_layout(self.topology, spot), width):
-                changing = labels[~seen[spot] & (labels >= 0)]
-                flags[changing] = False
-        return [] if not spots else np.flatnonzero(flags).tolist()
+        places = [(_layout(self.topology, spot), still) for spot, still in seen.items()]
+        places += [(self.topology.tensors[use.tensor][use.axis], still) for use, still in self.inside.items()]
+        found = False
+        for layout, still in places:
+            for labels in occurrences(layout, width):
+                flags[labels[~still & (labels >= 0)]] = False
+                found = True
+        return np.flatnonzero(flags).tolist() if found else []
 
 
 def observe(network: Network, widths: Sequence[int], probes: Probes, *, dtype: str) -> Activity:
@@ -59,7 +66,8 @@ def observe(network: Network, widths: Sequence[int], probes: Probes, *, dtype: s
     real = torch_dtype(dtype)
     topology = network.solved()
     _need_known_functions(topology, widths)
-    spots = _spots(topology, widths)
+    spots, inner = _spots(topology, widths), _inner(topology, widths)
+    inside: dict[AxisUse, Any] = {}
     constant: dict[Spot, Any] = {}
     zero: dict[Spot, Any] = {}
     first: dict[tuple[str, int], Any] = {}
@@ -71,12 +79,18 @@ def observe(network: Network, widths: Sequence[int], probes: Probes, *, dtype: s
             others = [axis for axis in range(value.dim()) if axis != spot[2]]
             still = (value == start).amin(others).cpu().numpy() if others else (value == start).cpu().numpy()
             nothing = (value == 0).amin(others).cpu().numpy() if others else (value == 0).cpu().numpy()
-            constant[spot] = constant.get(spot, True) & still
+            constant[spot] = constant.get(spot, True) & (still if OPS[node.op].inside is None else nothing)
             zero[spot] = zero.get(spot, True) & nothing
+        reads_itself = OPS[node.op].inside
+        if node.name in inner and reads_itself is not None:
+            made = reads_itself(call_of(topology, node, operands, network.read_real, real))
+            for use in inner[node.name]:
+                nothing = (made[use.param] == 0).flatten(0, -2).all(0).cpu().numpy()
+                inside[use] = inside.get(use, True) & nothing
 
     for sizes, inputs in probes.batches(real, network.device):
         network.outputs(sizes, inputs, real, watch)
-    return Activity(topology, probes, constant, zero, first)
+    return Activity(topology, probes, constant, zero, first, inside)
 
 
 def _spots(topology: Topology, widths: Sequence[int]) -> dict[str, list[Spot]]:
@@ -99,13 +113,19 @@ def _spots(topology: Topology, widths: Sequence[int]) -> dict[str, list[Spot]]:
     return spots
 
 
+def _inner(topology: Topology, widths: Sequence[int]) -> dict[str, list[AxisUse]]:
+    """By node, the axes with which it reads one of the widths inside itself."""
+    found: dict[str, list[AxisUse]] = {}
+    for use in topology.uses:
+        read = {leaf.id for part, role in use.parts if role is Role.CONSUMES for leaf in leaves(part)}
+        if read & set(widths) and topology.reads_inside(use):
+            found.setdefault(use.node, []).append(use)
+    return found
+
+
 def _layout(topology: Topology, spot: Spot) -> Any:
     ref = topology.graph.node(spot[0]).inputs[spot[1]]
     return topology.value(ref).axes[spot[2]]
-
-
-def _layout_ids(topology: Topology, spot: Spot) -> set[int]:
-    return {leaf.id for leaf in leaves(_layout(topology, spot))}
 
 
 def _need_known_functions(topology: Topology, widths: Sequence[int]) -> None:

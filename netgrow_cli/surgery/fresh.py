@@ -21,9 +21,12 @@ Fill = Literal["random", "zero", "mean"]
 
 State = Literal["zero", "mean", "any"]
 
+Place = tuple[str, bool]
+"""Where units are read: by a node at its operands, or (True) inside itself, as recurrent layers do."""
 
-def states_at_inputs(topology: Topology, width: int, fill: Fill) -> dict[str, State]:
-    """By node name: what its operands that hold the width are at fresh units, if the width is filled so."""
+
+def states_at_inputs(topology: Topology, width: int, fill: Fill) -> dict[Place, State]:
+    """By place: what the units of the width that are read there are at fresh ones, if the width is filled so."""
     producers = {
         use.node
         for use in topology.uses
@@ -31,18 +34,20 @@ def states_at_inputs(topology: Topology, width: int, fill: Fill) -> dict[str, St
         if role is Role.PRODUCES and any(leaf.id == width for leaf in leaves(part))
     }
     outputs: dict[str, State] = {}
-    inputs: dict[str, State] = {}
+    inputs: dict[Place, State] = {}
     for node in topology.graph.nodes:
         given: list[State | None] = [
             outputs.get(ref.node) if _holds(topology, ref.node, width) else None for ref in node.inputs
         ]
         held = [state for state in given if state is not None]
-        if held:
-            inputs[node.name] = held[0] if len(set(held)) == 1 else "any"
+        recurrent = OPS[node.op].inside is not None
         if node.name in producers:
-            outputs[node.name] = "any" if fill == "random" else fill
+            outputs[node.name] = "any" if fill == "random" or (fill == "mean" and recurrent) else fill
+            inputs[node.name, True] = outputs[node.name]
         elif _holds(topology, node.name, width):
             outputs[node.name] = _through(node, given)
+        if held:
+            inputs[node.name, False] = held[0] if len(set(held)) == 1 else "any"
     return inputs
 
 

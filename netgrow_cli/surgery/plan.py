@@ -18,7 +18,7 @@ from netgrow_cli.checkpoint.types import TensorInfo
 from netgrow_cli.errors import Refused
 from netgrow_cli.surgery.change import WidthChange
 from netgrow_cli.surgery.effects import Verdict, judge
-from netgrow_cli.surgery.fresh import Fill, states_at_inputs
+from netgrow_cli.surgery.fresh import Fill, Place, states_at_inputs
 from netgrow_cli.topology.layout import IndexMap, Layout, index_map, leaves, new_size, occurrences
 from netgrow_cli.topology.ops import OPS
 from netgrow_cli.topology.ops.base import Start
@@ -224,7 +224,7 @@ def _choose_fill(topology: Topology, change: WidthChange, verdicts: Iterable[tup
     fill = next(iter(wanted))
     states = states_at_inputs(topology, change.width, fill)
     for effect, verdict in verdicts:
-        if verdict.fill is not None and states.get(effect.node) != verdict.fill:
+        if verdict.fill is not None and states.get((effect.node, False)) != verdict.fill:
             raise Refused(
                 f"expand of {name}: what lies between its producers and {effect.node!r} does not keep fresh "
                 f"units at {'zero' if fill == 'zero' else 'the mean of the others'}; "
@@ -317,20 +317,21 @@ def _roles(topology: Topology) -> dict[tuple[str, int, int], set[Role]]:
 def _starts(topology: Topology) -> dict[str, Start]:
     starts: dict[str, Start] = {}
     for node in topology.graph.nodes:
-        for param in OPS[node.op].params:
-            if param.name in node.params:
-                starts.setdefault(topology.aliases[node.params[param.name]], param.start)
+        for name, tensor in node.params.items():
+            param = OPS[node.op].param(name)
+            if param is not None:
+                starts.setdefault(topology.aliases[tensor], param.start)
     return starts
 
 
-def _consumers(topology: Topology) -> dict[tuple[str, int, int], list[str]]:
-    """By tensor, axis and width: the nodes that read the units with it."""
-    consumers: dict[tuple[str, int, int], list[str]] = collections.defaultdict(list)
+def _consumers(topology: Topology) -> dict[tuple[str, int, int], list[Place]]:
+    """By tensor, axis and width: where the units are that are read with it."""
+    consumers: dict[tuple[str, int, int], list[Place]] = collections.defaultdict(list)
     for use in topology.uses:
         for part, role in use.parts:
             if role is Role.CONSUMES:
                 for leaf in leaves(part):
-                    consumers[use.tensor, use.axis, leaf.id].append(use.node)
+                    consumers[use.tensor, use.axis, leaf.id].append((use.node, topology.reads_inside(use)))
     return consumers
 
 
@@ -343,8 +344,8 @@ def _axis_edit(
     sizes: Mapping[int, int],
     fills: Mapping[int, Fill],
     roles: Mapping[tuple[str, int, int], set[Role]],
-    states: Mapping[int, Mapping[str, str]],
-    consumers: Mapping[tuple[str, int, int], Sequence[str]],
+    states: Mapping[int, Mapping[Place, str]],
+    consumers: Mapping[tuple[str, int, int], Sequence[Place]],
 ) -> AxisEdit:
     sources = {width: change.sources for width, change in changes.items()}
     index = index_map(layout, sources)
@@ -362,7 +363,7 @@ def _axis_edit(
         found = roles.get((tensor, axis, width), {Role.DATA})
         consumes = Role.CONSUMES in found
         makes = bool(found & {Role.PRODUCES, Role.PER_UNIT})
-        safe = consumes and all(states[width].get(node) == "zero" for node in consumers[tensor, axis, width])
+        safe = consumes and all(states[width].get(place) == "zero" for place in consumers[tensor, axis, width])
         if consumes and makes:
             _check_tied(topology, change, tensor, fill, safe)
         for labels in occurrences(layout, width, sizes):

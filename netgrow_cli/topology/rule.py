@@ -48,12 +48,16 @@ class Value:
 
 
 class Context(Protocol):
-    """What a rule sees of the node it is applied to, and the ways to say what it learnt."""
+    """What a rule sees of the node it is applied to, and the ways to say what it learnt.
+
+    read: which of the node's outputs something reads.
+    """
 
     node: Node
     layouts: Layouts
     inputs: Sequence[Value]
     params: Mapping[str, tuple[Layout, ...]]
+    read: frozenset[int]
 
     def attr(self, name: str) -> Any:
         """A setting of the operation, its default where the spec is silent."""

@@ -28,18 +28,12 @@ def run(
     inputs: by name, tensors of the solved topology's shapes.
     observe: called after each operation with the node, its operands and its results.
     """
-    import torch
-
     left = _readers(topology)
     values: dict[str, tuple[Any, ...]] = {name: (tensor,) for name, tensor in inputs.items()}
     for node in topology.graph.nodes:
         op = OPS[node.op]
         operands = [values[ref.node][ref.output] for ref in node.inputs]
-        params = {role: _as(read(name), dtype) for role, name in node.params.items()}
-        unit_axis = topology.value(node.inputs[0]).unit_axis if node.inputs else 0
-        outputs = topology.values[node.name]
-        call = Call(torch, node, operands, params, outputs, unit_axis, op.all_attrs(node), dtype)
-        result = op.run(call)
+        result = op.run(call_of(topology, node, operands, read, dtype))
         values[node.name] = result if isinstance(result, tuple) else (result,)
         if observe is not None:
             observe(node, operands, values[node.name])
@@ -48,6 +42,16 @@ def run(
             if left[ref.node] == 0:
                 del values[ref.node]
     return [values[ref.node][ref.output] for ref in topology.graph.outputs]
+
+
+def call_of(topology: Topology, node: Node, operands: Sequence[Any], read: Read, dtype: Any) -> Call:
+    """One operation of the network, with all that it needs to run."""
+    import torch
+
+    params = {role: _as(read(name), dtype) for role, name in node.params.items()}
+    unit_axis = topology.value(node.inputs[0]).unit_axis if node.inputs else 0
+    outputs = topology.values[node.name]
+    return Call(torch, node, operands, params, outputs, unit_axis, OPS[node.op].all_attrs(node), dtype)
 
 
 def _readers(topology: Topology) -> collections.Counter[str]:

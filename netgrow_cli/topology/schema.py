@@ -27,7 +27,10 @@ _SETTINGS = {
     "approximate": "`none`, or `tanh` for the approximation.",
     "axes": "The axes, counted from 0 (the batch) or from -1 (the last).",
     "axis": "The axis, counted from 0 (the batch) or from -1 (the last); the axis of the units where it is left out.",
+    "batch_first": "Whether the input is batch, positions, units; else positions come first, as PyTorch has it.",
     "beta": "As in PyTorch.",
+    "bias": "Whether there are biases. Follows from the checkpoint.",
+    "bidirectional": "Whether it runs in both directions. Follows from the checkpoint.",
     "by": "A number in place of the second operand.",
     "call": "The operation of torch as torch names it: `aten.sinc.default`.",
     "ceil_mode": "Whether a last window that is not full counts.",
@@ -40,6 +43,7 @@ _SETTINGS = {
     "equation": "As `torch.einsum` takes it, with a letter for each axis: `bqd,bkd->bqk`.",
     "eps": "What is added under the root.",
     "groups": "The number of groups. Follows from the shapes but for transposed convolutions and group_norm.",
+    "hidden_size": "The hidden units of each level and direction. Follows from the shapes.",
     "index": "Which one, counted from 0, or from -1 (the last).",
     "is_causal": "Whether a position sees those up to itself only.",
     "k": "As in PyTorch.",
@@ -55,6 +59,8 @@ _SETTINGS = {
     "max_val": "The upper bound.",
     "tau": "The temperature that its input is divided by.",
     "negative_slope": "The slope below 0.",
+    "nonlinearity": "The function of a hidden unit.",
+    "num_layers": "How many levels. Follows from the checkpoint.",
     "offset": "What is added to the gain: 1 where it is stored as 1 + w.",
     "ord": "The power of the norm.",
     "output_padding": "As in PyTorch: one number, or one for each spatial axis.",
@@ -63,6 +69,7 @@ _SETTINGS = {
     "padding": "Padding before and after: one number, or one for each spatial axis.",
     "padding_mode": "What the padding holds.",
     "positions": "The sizes of the last axes afterwards.",
+    "proj_size": "The units that a level's hidden ones are projected to; 0 for none. Follows from the shapes.",
     "scale": "What the products of queries and keys are multiplied by; 1 over the root of their size by default.",
     "scale_factor": "A whole factor: one number, or one for each spatial axis.",
     "shape": "The new sizes: 0 keeps an axis, -1 is what remains, a name is a size from `dims`.",
@@ -85,6 +92,7 @@ _MODES = {
     ("mode", "pad"): ("constant", "reflect", "replicate", "circular"),
     ("mode", "upsample"): ("nearest", "nearest-exact", "linear", "bilinear", "bicubic", "trilinear", "area"),
     ("approximate", "gelu"): ("none", "tanh"),
+    ("nonlinearity", "rnn"): ("tanh", "relu"),
 }
 
 # What stands in a list, where it is not whole numbers.
@@ -300,7 +308,7 @@ def _settings(op: Op) -> Schema:
         if attr.default is REQUIRED:
             required.append({"anyOf": [{"required": [key]} for key in (name, *others)]} if others else name)
     if op.params:
-        properties["params"] = {"properties": dict.fromkeys((param.name for param in op.params), True)}
+        properties["params"] = _names_of(op)
     properties["params"] = (
         {**properties["params"], "additionalProperties": False} if op.params else {"maxProperties": 0}
     )
@@ -314,6 +322,12 @@ def _settings(op: Op) -> Schema:
         found["required"] = plain
     choices = [item for item in required if not isinstance(item, str)]
     return {**found, "allOf": choices} if choices else found
+
+
+def _names_of(op: Op) -> Schema:
+    found: Schema = {"properties": {param.name: True for param in op.params if not param.numbered}}
+    numbered = [f"^{param.pattern}$" for param in op.params if param.numbered]
+    return {**found, "patternProperties": dict.fromkeys(numbered, True)} if numbered else found
 
 
 def _first(op: Op, names: tuple[str, ...]) -> str | None:

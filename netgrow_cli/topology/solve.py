@@ -138,6 +138,11 @@ class Topology:
         """The layout of a tensor, all axes."""
         return layout_text(self.tensors[tensor], self.name)
 
+    def reads_inside(self, use: AxisUse) -> bool:
+        """Whether a parameter reads what its node makes itself, and not an operand."""
+        param = OPS[self.graph.node(use.node).op].param(use.param)
+        return param is not None and param.inside
+
     def by_name(self, name: str) -> WidthInfo | None:
         """The width of that name."""
         return next((info for info in self.widths.values() if info.name == name), None)
@@ -161,6 +166,7 @@ class _Node:
         self.layouts = solver.layouts
         self.inputs = inputs
         self.params: Mapping[str, tuple[Layout, ...]] = {role: solver.axes(name) for role, name in node.params.items()}
+        self.read = frozenset(solver.read[node.name])
         self._solver = solver
 
     def attr(self, name: str) -> Any:
@@ -212,6 +218,9 @@ class _Solver:
         self.aliases = {name: info.tied_to or name for name, info in tensors.items()}
         self._axes: dict[str, tuple[Layout, ...]] = {}
         self._values: dict[str, tuple[Value, ...]] = {}
+        self.read: dict[str, set[int]] = collections.defaultdict(set)
+        for ref in itertools.chain(graph.outputs, *(node.inputs for node in graph.nodes)):
+            self.read[ref.node].add(ref.output)
 
     def axes(self, name: str) -> tuple[Layout, ...]:
         """The axes of a tensor; made when it is first asked for, one set for all names of a tied tensor."""
@@ -247,7 +256,7 @@ class _Solver:
     def _apply(self, node: Node) -> tuple[Value, ...]:
         op = OPS[node.op]
         for param in op.params:
-            if param.name not in node.params and not param.optional:
+            if not param.optional and not any(param.is_called(name) for name in node.params):
                 _missing_param(node, param.name)
         inputs = [self._read(ref, node) for ref in node.inputs]
         context = _Node(self, node, inputs)
@@ -404,6 +413,9 @@ class _Names:
             where = self._places[maker].get(width.id)
             if where is not None:
                 return self._unique(maker + where)
+        hint = self._layouts.hint(width)
+        if hint is not None and (roles[Role.PRODUCES] or roles[Role.PER_UNIT]):  # made and read inside one layer
+            return self._unique(f"{(*roles[Role.PRODUCES], *roles[Role.PER_UNIT])[0]}.{hint}")
         if width.id in self._first:
             return self._unique(self._first[width.id])
         readers = [*roles[Role.CONSUMES], *roles[Role.DATA]]

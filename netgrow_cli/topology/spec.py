@@ -14,7 +14,7 @@ from netgrow_cli.errors import SpecError
 from netgrow_cli.topology.blocks import Block, expand_blocks
 from netgrow_cli.topology.graph import Graph, Input, Mark, Node, Ref
 from netgrow_cli.topology.located import Located, load
-from netgrow_cli.topology.ops import ATTR_ALIASES, OPS, Op, canonical, close_names
+from netgrow_cli.topology.ops import ATTR_ALIASES, OPS, Op, Param, canonical, close_names
 from netgrow_cli.topology.ops.base import REQUIRED
 
 VERSION = 1
@@ -236,33 +236,38 @@ class _Builder:
         if prefix is not None and not isinstance(prefix.value, str):
             self._fail(layer, f"`prefix:` must be text, found {prefix.plain()!r}", prefix.mark)
         base = f"{layer.name}." if prefix is None else str(prefix.value)
-        names = {param.name: base + param.name for param in op.params}
+        names = {name: base + name for param in op.params for name in self._called(param, base)}
         given: set[str] = set()
         if stated is not None and stated.value is not None:
             if not isinstance(stated.value, dict):
                 self._fail(layer, "`params:` must map a parameter to a tensor's name", stated.mark)
             for key, item in stated.value.items():
-                if key not in names:
-                    known = ", ".join(names) or "none"
+                if op.param(key) is None:
+                    known = ", ".join(param.name for param in op.params) or "none"
                     self._fail(layer, f"{op.name} has no parameter {key!r}; it has {known}", stated.keys[key])
                 if item.value is None:
-                    del names[key]
+                    names.pop(key, None)
                     continue
                 if not isinstance(item.value, str):
                     self._fail(layer, f"params: {key} must name a tensor, found {item.plain()!r}", item.mark)
                 given.add(key)
                 names[key] = item.value
         found = {}
-        for param in op.params:
-            tensor = names.get(param.name)
-            if tensor is None:
-                continue
+        for name, tensor in names.items():
+            param = op.param(name)
             if tensor in self._tensors:
-                found[param.name] = tensor
-            elif param.name in given or not param.optional:
+                found[name] = tensor
+            elif name in given or (param is not None and not param.optional):
                 close = _close(tensor, tuple(self._tensors))
                 self._fail(layer, f"there is no tensor {tensor!r} in the checkpoint{close}")
         return found
+
+    def _called(self, param: Param, base: str) -> list[str]:
+        """The names of a parameter; of a numbered one, those that the checkpoint has."""
+        if not param.numbered:
+            return [param.name]
+        pattern = re.compile(re.escape(base) + f"({param.pattern})")
+        return [match[1] for name in self._tensors if (match := pattern.fullmatch(name))]
 
     # -- what a layer reads -----------------------------------------------------------------------
 
@@ -330,7 +335,8 @@ class _Builder:
                 wanted = self._ends.get(f"{prefix}.{wanted}", wanted)
             raise SpecError(f"{item.mark}: {reader!r} reads {wanted!r}, which is no layer{_close(wanted, known)}")
         if match["index"] is not None:
-            if not self._is_multiple(base):
+            op = self._op_of(base)
+            if op is None or not op.multiple:
                 raise SpecError(
                     f"{item.mark}: {text!r}: {base!r} has one output; a range of units is written "
                     f"'{base}[{match['index']}:{int(match['index']) + 1}]'"
@@ -340,14 +346,14 @@ class _Builder:
         return self._slice(item, base, match)
 
     def _one_output(self, item: Located, text: str, name: str) -> None:
-        if self._is_multiple(name):
+        op = self._op_of(name)
+        if op is not None and op.multiple and not op.main_output:
             raise SpecError(f"{item.mark}: {text!r}: {name!r} has several outputs; choose one: '{name}[0]'")
 
-    def _is_multiple(self, name: str) -> bool:
+    def _op_of(self, name: str) -> Op | None:
         body = self._layers[name].body.value if name in self._layers else None
         stated = body.get("op") if isinstance(body, dict) else None
-        op = OPS.get(canonical(str(stated.value))) if stated is not None else None
-        return op is not None and op.multiple
+        return OPS.get(canonical(str(stated.value))) if stated is not None else None
 
     def _slice(self, item: Located, base: str, match: re.Match[str]) -> Ref:
         start = int(match["start"] or 0)

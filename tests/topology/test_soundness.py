@@ -6,6 +6,7 @@ becoming sound by freezing everything.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -1300,6 +1301,35 @@ add(
     },
     [],
     {"x": [3, 4]},
+)
+
+
+def recurrent(
+    op: str, source: str, reads: int, hidden: int, levels: int = 1, ends: Sequence[str] = ("",), **attrs: Any
+) -> Layer:
+    gates = {"lstm": 4, "gru": 3, "rnn": 1}[op] * hidden
+    tensors: dict[str, Sequence[int]] = {}
+    for level in range(levels):
+        for end in (f"l{level}{direction}" for direction in ends):
+            shapes = (gates, reads if level == 0 else hidden * len(ends)), (gates, hidden), (gates,), (gates,)
+            tensors |= {f"{kind}_{end}": shape for kind, shape in zip(_KINDS, shapes, strict=True)}
+    return layer(op, source, tensors, **attrs)
+
+
+_KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+add(
+    "recurrent layers on each other",
+    {
+        "fc": linear("x", 4, 6),
+        "two": recurrent("lstm", "fc", 6, 5, 2, ("", "_reverse"), batch_first=True),
+        "gru": recurrent("gru", "two", 10, 5, batch_first=True),
+        "sum": layer("add", ["gru", "two[5:10]"]),
+        "last": recurrent("rnn", "sum", 5, 3, nonlinearity="relu", batch_first=True),
+        "state": layer("squeeze", "last[1]", axis=0),
+        "out": linear("state", 3, 2),
+    },
+    [3, 5, 5, 5, 5, 6],
+    {"x": ["batch", 5, 4]},
 )
 
 

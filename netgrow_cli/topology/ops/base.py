@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,11 +28,30 @@ zero: f(0) = 0. product: zero if any operand is. normalises: the mean comes out 
 
 @dataclasses.dataclass(frozen=True)
 class Param:
-    """A parameter of an operation: its name, and what fresh units start with."""
+    """A parameter of an operation: its name, and what fresh units start with.
+
+    A `#` in the name stands for a number: there are as many of these parameters as the checkpoint has.
+    inside: it reads what the operation makes itself, not an operand.
+    """
 
     name: str
     start: Start = "random"
     optional: bool = False
+    inside: bool = False
+
+    @property
+    def pattern(self) -> str:
+        """The names that it goes by, as a regular expression."""
+        return self.name.replace("#", "[0-9]{1,6}")
+
+    @property
+    def numbered(self) -> bool:
+        """Whether there may be several of it."""
+        return "#" in self.name
+
+    def is_called(self, name: str) -> bool:
+        """Whether a parameter of that name is this one, or one of these."""
+        return re.fullmatch(self.pattern, name) is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +95,9 @@ class Op:
 
     inputs: how many operands it takes, (least, most); most None for any number.
     fresh: see `Fresh`; a function of the node where it depends on the settings.
+    multiple: it has several outputs, `name[0]`, `name[1]`; main_output: the name alone means the first of them.
+    inside: for an operation that reads what it makes itself (recurrent layers), what that is, by those parameters
+        that are `inside`, the units on its last axis. It is no linear function of what it reads, but keeps zeros.
     """
 
     name: str
@@ -86,7 +109,13 @@ class Op:
     fresh: Fresh = "none"
     consumes_axis: int | None = None
     multiple: bool = False
+    main_output: bool = False
+    inside: Callable[[Call], Mapping[str, Any]] | None = None
     doc: str = ""
+
+    def param(self, name: str) -> Param | None:
+        """The parameter that goes by that name."""
+        return next((param for param in self.params if param.is_called(name)), None)
 
     def attr(self, node: Node, name: str) -> Any:
         """A setting of a node, or its default."""

@@ -1,0 +1,285 @@
+"""Recurrent layers as torch.nn has them: any number of levels, in one or two directions, LSTMs with a projection.
+
+One level in one direction (`l0`, `l1_reverse`), where g is 4 for an LSTM, 3 for a GRU and 1 for a plain RNN:
+
+    weight_ih  (g h) i      weight_hh  (g h) s      bias_ih, bias_hh  (g h)      weight_hr  p h
+
+i is what it reads, h its hidden units, s what it says: p where it projects, else h itself. The next level reads the
+s of both directions, one behind the other; a level itself reads its own s of the step before, which is zero at first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from netgrow_cli.topology.layout import Fixed, Layout, SizeMismatch, concat, product
+from netgrow_cli.topology.ops.base import BOOL, INT, TEXT, Attr, Call, Op, Param, Start
+from netgrow_cli.topology.rule import Context, Role, Value
+
+_GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+_NONLINEARITIES = ("tanh", "relu")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Form:
+    """What the parameters' names tell: how many levels, directions, and parameters of each."""
+
+    layers: int
+    directions: int
+    bias: bool
+    projected: bool
+
+    @classmethod
+    def of(cls, names: Mapping[str, Any]) -> _Form:
+        numbers = [int(found[1]) for name in names if (found := re.search(r"_l(\d+)", name))]
+        reverse = any(name.endswith("_reverse") for name in names)
+        bias, projected = (any(name.startswith(kind) for name in names) for kind in ("bias_", "weight_hr_"))
+        return cls(max(numbers, default=0) + 1, 2 if reverse else 1, bias, projected)
+
+    def level(self, layer: int) -> list[str]:
+        """The directions of a level, by the end of their parameters' names."""
+        return [f"l{layer}", f"l{layer}_reverse"][: self.directions]
+
+    def kinds(self) -> list[str]:
+        """The parameters of one level in one direction, in torch's order."""
+        bias = ["bias_ih", "bias_hh"] if self.bias else []
+        return ["weight_ih", "weight_hh", *bias, *(["weight_hr"] if self.projected else [])]
+
+    def names(self) -> Iterator[str]:
+        """All parameters, in torch's order."""
+        for layer in range(self.layers):
+            for end in self.level(layer):
+                yield from (f"{kind}_{end}" for kind in self.kinds())
+
+
+# -- layouts -------------------------------------------------------------------------------------------
+
+
+def _rule(context: Context) -> tuple[Value, ...]:
+    form = _checked(context)
+    source = context.inputs[0]
+    if len(source.axes) != 3:
+        context.fail(
+            f"its input has {len(source.axes)} axes {list(source.shape)}; {context.node.op} expects 3: batch, "
+            "positions (in the order that `batch_first:` says) and units"
+        )
+    time = 1 if context.attr("batch_first") else 0
+    context.layouts.freeze(source.axes[time], f"positions, which {context.node.op} {context.node.name} mixes")
+    reads = source.axes[2]
+    hidden: list[Layout] = []
+    said: list[Layout] = []
+    for layer in range(form.layers):
+        made = [_level(context, form, end, reads) for end in form.level(layer)]
+        hidden.extend(units for units, _ in made)
+        said.extend(says for _, says in made)
+        reads = concat([says for _, says in made])
+    _one_size(context, hidden, "hidden_size")
+    if form.projected:
+        _one_size(context, said, "proj_size")
+    values = [Value((*source.axes[:2], reads), 2)]
+    states = [said, hidden] if context.node.op == "lstm" else [said]
+    # The states hold all levels side by side on one axis of units, which couples them: only where something reads them.
+    for state in states[: max(context.read, default=0)]:
+        values.append(Value((Fixed(len(state), "levels"), source.axes[1 - time], _coupled(context, state)), 2))
+    return tuple(values)
+
+
+def _checked(context: Context) -> _Form:
+    """The form, with everything that is stated checked against it."""
+    form = _Form.of(context.params)
+    for name in form.names():
+        if name not in context.params:
+            context.fail(f"it lacks {name}, which its other parameters ask for")
+    rows, gates = _rank(context, "weight_hh_l0", 2)[0].size, _GATES[context.node.op]
+    if rows % gates:
+        context.fail(f"weight_hh_l0 has {rows} rows, which are no {gates} gates")
+    tells: dict[str, Any] = {
+        "num_layers": form.layers,
+        "bidirectional": form.directions == 2,
+        "bias": form.bias,
+        "hidden_size": rows // gates,
+    }
+    if context.node.op == "lstm":
+        tells["proj_size"] = _rank(context, "weight_hr_l0", 2)[0].size if form.projected else 0
+        if form.projected and (projected := _rank(context, "weight_hr_l0", 2)[0].size) >= rows // gates:
+            context.fail(f"proj_size {projected} must be below hidden_size {rows // gates}")
+    else:
+        tells["nonlinearity"] = _nonlinearity(context) if context.node.op == "rnn" else None
+    for name, told in tells.items():
+        stated = context.attr(name) if told is not None else None
+        if stated is not None and stated != told:
+            context.fail(f"{name}: {stated} is stated, its tensors say {told}", f"attr:{name}")
+    return form
+
+
+def _nonlinearity(context: Context) -> Any:
+    stated = context.attr("nonlinearity")
+    if stated not in _NONLINEARITIES:
+        context.fail(f"nonlinearity: {stated!r} should be one of {', '.join(_NONLINEARITIES)}", "attr:nonlinearity")
+    return stated
+
+
+def _rank(context: Context, name: str, count: int) -> Sequence[Layout]:
+    axes = context.params[name]
+    if len(axes) != count:
+        context.fail(f"{name} has {len(axes)} axes {[axis.size for axis in axes]}; {context.node.op} expects {count}")
+    return axes
+
+
+def _level(context: Context, form: _Form, end: str, reads: Layout) -> tuple[Layout, Layout]:
+    """One level in one direction: its hidden units, and what it says."""
+    gates = _GATES[context.node.op]
+    size = _rank(context, "weight_hh_l0", 2)[0].size // gates
+    hidden = said = context.layouts.width(size, hint=end)
+    if form.projected:
+        said = context.layouts.width(_rank(context, "weight_hr_l0", 2)[0].size, hint=f"{end}.proj")
+        _axis(context, f"weight_hr_{end}", 0, said, Role.PRODUCES)
+        _axis(context, f"weight_hr_{end}", 1, hidden, Role.CONSUMES)
+    _axis(context, f"weight_ih_{end}", 1, reads, Role.CONSUMES)
+    _axis(context, f"weight_hh_{end}", 1, said, Role.CONSUMES)
+    for kind in form.kinds():
+        if kind != "weight_hr":
+            _axis(context, f"{kind}_{end}", 0, hidden, Role.PRODUCES, gates)
+    return hidden, said
+
+
+def _axis(context: Context, name: str, axis: int, units: Layout, role: Role, gates: int = 1) -> None:
+    """An axis of a parameter is the units, for each gate once."""
+    found = _rank(context, name, 1 if name.startswith("bias") else 2)[axis]
+    each = Fixed(gates, "gates")
+    try:
+        context.layouts.unify(product([each, units]), found)
+    except SizeMismatch:
+        context.fail(f"{name} has {found.size} where {gates * units.size} are expected (axis {axis})")
+    known = context.layouts.resolve(units)
+    if isinstance(known, Fixed):
+        context.layouts.fix(found, known.why)
+    context.use(name, axis, [*([(each, Role.DATA)] if gates > 1 else []), (units, role)])
+
+
+def _one_size(context: Context, widths: Sequence[Layout], what: str) -> None:
+    """All levels have as many units: torch.nn has one number for them."""
+    context.site(what, widths[0])
+    if len(widths) > 1:
+        context.tie(widths, f"{context.node.op} {context.node.name} has one {what}")
+
+
+def _coupled(context: Context, levels: Sequence[Layout]) -> Layout:
+    for level in levels[1:]:
+        context.layouts.unify(levels[0], level)
+    return context.layouts.resolve(levels[0])
+
+
+# -- running -------------------------------------------------------------------------------------------
+
+
+def _run(call: Call) -> Any:
+    form = _Form.of(call.params)
+    return _through(call, form, call.inputs[0], [call.params[name] for name in form.names()])[: len(call.outputs)]
+
+
+def _through(call: Call, form: _Form, x: Any, weights: Sequence[Any]) -> Any:
+    """torch's own function, from a state of zeros."""
+    op, torch, batch_first = call.node.op, call.torch, call.attrs["batch_first"]
+    function = getattr(torch, f"rnn_{call.attrs['nonlinearity']}" if op == "rnn" else op)
+    said = weights[form.kinds().index("weight_hh")].shape[1]
+    hidden = weights[0].shape[0] // _GATES[op]
+    levels, batch = form.layers * form.directions, x.shape[0 if batch_first else 1]
+    states = tuple(weights[0].new_zeros(levels, batch, size) for size in (said, hidden))
+    start = states if op == "lstm" else states[0]
+    return function(x, start, weights, form.bias, form.layers, 0.0, False, form.directions == 2, batch_first)
+
+
+def _inside(call: Call) -> dict[str, Any]:
+    """By parameter, what it reads that the layer itself has made, at all steps."""
+    form, x = _Form.of(call.params), call.inputs[0]
+    found: dict[str, Any] = {}
+    for layer in range(form.layers):
+        says = []
+        for end in form.level(layer):
+            if layer:
+                found[f"weight_ih_{end}"] = x
+            hidden = _hidden(call, form, end, x)
+            if form.projected:
+                found[f"weight_hr_{end}"] = hidden
+                hidden = call.functional.linear(hidden, call.params[f"weight_hr_{end}"])
+            found[f"weight_hh_{end}"] = hidden
+            says.append(hidden)
+        x = call.torch.cat(says, -1)
+    return found
+
+
+def _hidden(call: Call, form: _Form, end: str, x: Any) -> Any:
+    """The hidden units of one level in one direction. A projection is put into what reads it."""
+    weights = {kind: call.params[f"{kind}_{end}"] for kind in form.kinds()}
+    if form.projected:
+        weights["weight_hh"] = weights["weight_hh"] @ weights.pop("weight_hr")
+    time = 1 if call.attrs["batch_first"] else 0
+    backwards = end.endswith("_reverse")
+    alone = _Form(1, 1, form.bias, projected=False)
+    out = _through(call, alone, x.flip(time) if backwards else x, list(weights.values()))[0]
+    return out.flip(time) if backwards else out
+
+
+# -- the operations --------------------------------------------------------------------------------------
+
+_KINDS: tuple[tuple[str, Start, bool], ...] = (
+    ("weight_ih", "random", True),  # (of the first level: what the layer reads, see below)
+    ("weight_hh", "random", True),
+    ("bias_ih", "zero", False),
+    ("bias_hh", "zero", False),
+)
+
+
+def _params(projected: bool) -> tuple[Param, ...]:
+    kinds = (*_KINDS, *([("weight_hr", _KINDS[0][1], True)] if projected else []))
+    return (
+        Param("weight_ih_l0"),
+        Param("weight_ih_l0_reverse", optional=True),
+        Param("weight_hh_l0", inside=True),
+        *(
+            Param(f"{kind}_l#{end}", start, optional=True, inside=inside)
+            for end in ("", "_reverse")
+            for kind, start, inside in kinds
+        ),
+    )
+
+
+_ATTRS = {
+    "batch_first": Attr(False, BOOL),
+    "num_layers": Attr(None, INT),
+    "hidden_size": Attr(None, INT),
+    "bidirectional": Attr(None, BOOL),
+    "bias": Attr(None, BOOL),
+}
+
+
+def _op(name: str, more: Mapping[str, Attr], doc: str) -> Op:
+    return Op(
+        name=name,
+        rule=_rule,
+        run=_run,
+        params=_params(name == "lstm"),
+        attrs={**_ATTRS, **more},
+        consumes_axis=-1,
+        multiple=True,
+        main_output=True,
+        inside=_inside,
+        doc=doc,
+    )
+
+
+OPS = (
+    _op(
+        "lstm", {"proj_size": Attr(None, INT)}, "LSTM; `name` is the sequence, name[1] the last h, name[2] the last c."
+    ),
+    _op("gru", {}, "GRU; `name` is the sequence, name[1] the last h."),
+    _op(
+        "rnn",
+        {"nonlinearity": Attr("tanh", TEXT)},
+        "Elman's RNN; `name` is the sequence, name[1] the last h.",
+    ),
+)
