@@ -114,16 +114,27 @@ def _reshape(made: Converter, node: Any) -> bool:
     while kept < min(len(before), len(after)) and before[kept] == after[kept]:
         sizes[kept] = 0
         kept += 1
-    if kept < len(sizes):
-        # What the code leaves open, else the largest, which is the likeliest to be a width.
-        stated = list(argument(node, 1, "shape", [])) if operation(node.target) in ("view", "reshape") else []
-        open_ = stated.index(-1) if -1 in stated and len(stated) == len(after) else None
-        place = open_ if open_ is not None and open_ >= kept else max(range(kept, len(sizes)), key=lambda n: after[n])
+    place = _open_size(node, kept, after)
+    if place is not None:
         sizes[place] = -1
     if kept == 0 and before[0] == made.batch:
         made.fixed_batch = True
     made.put(node, "reshape", [source], attrs={"shape": sizes})
     return True
+
+
+def _open_size(node: Any, kept: int, after: list[int]) -> int | None:
+    """The size that the code leaves open; None where it states all, which then have to follow the widths."""
+    name = operation(node.target)
+    if kept == len(after):
+        return None
+    if name in ("flatten", "squeeze"):
+        return max(range(kept, len(after)), key=lambda axis: after[axis])
+    lead, stated = 0, argument(node, 1, "shape", [])
+    if name == "unflatten":
+        lead, stated = argument(node, 1, "dim") % (len(after) - len(node.args[2]) + 1), node.args[2]
+    place = lead + stated.index(-1) if -1 in stated else None
+    return place if place is not None and place >= kept else None
 
 
 def _permute(made: Converter, node: Any) -> bool:
