@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from netgrow_cli.fitting import fit
-from netgrow_cli.job import Options, Report, change
+from netgrow_cli.jobs.growing import expanding, splitting
+from netgrow_cli.jobs.job import Options, Report, change
+from netgrow_cli.jobs.shrinking import pruning, recycling
+from netgrow_cli.jobs.verification import compare_checkpoints
 from netgrow_cli.proof.equivalence import Equivalence
 from netgrow_cli.proof.foldback import FoldBack
-from netgrow_cli.proof.verification import compare_checkpoints
 from netgrow_cli.surgery.change import DEFAULT_NOISE, Init
-from netgrow_cli.surgery.growing import expanding, splitting
-from netgrow_cli.surgery.shrinking import pruning, recycling
 
 Names = str | Sequence[str]
 
@@ -46,7 +46,7 @@ def expand(
     init: Init = "match",
     **options: Any,
 ) -> Report:
-    """Fresh units: random incoming weights, zero outgoing ones; the function stays. See `job.Options`."""
+    """Fresh units: random incoming weights, zero outgoing ones; the function stays. See `jobs.job.Options`."""
     select = expanding(_list(layer), _list(width), add=add, to=to, times=times, init=init)
     return change(Path(path), "expand", select, _options(options))
 

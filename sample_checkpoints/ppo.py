@@ -49,9 +49,7 @@ class Rollout:
     returns: Tensor
 
     def flat(self) -> list[Tensor]:
-        return [
-            t.flatten(0, 1) for t in (self.obs, self.actions, self.log_probs, self.advantages, self.returns)
-        ]
+        return [t.flatten(0, 1) for t in (self.obs, self.actions, self.log_probs, self.advantages, self.returns)]
 
 
 def environments(number: int) -> gymnasium.vector.VectorEnv:
@@ -86,9 +84,7 @@ def advantages(rewards: Tensor, values: Tensor, done: Tensor, settings: Settings
 
 
 @torch.no_grad()
-def collect(
-    net: nn.Module, env: gymnasium.vector.VectorEnv, obs: Tensor, settings: Settings
-) -> tuple[Rollout, Tensor]:
+def collect(net: nn.Module, env: gymnasium.vector.VectorEnv, obs: Tensor, settings: Settings) -> tuple[Rollout, Tensor]:
     """Play `settings.steps` steps in all environments from `obs`; also gives the observation after them."""
     seen, actions, log_probs, rewards, done, values = [], [], [], [], [], []
     for _ in range(settings.steps):

@@ -101,9 +101,7 @@ def test_actor_critic_has_the_dead_units_of_the_readme(models: ModuleType, sampl
     found = [make.dead_units(net, obs) for obs in probe_sets()]
     for dead in found:
         dead["trunk[0:32]"], dead["trunk[32:64]"] = dead["trunk"][:32], dead["trunk"][32:]
-    counts = {
-        name: (len(dead), int(dead.sum()), int(found[1][name].sum())) for name, dead in found[0].items()
-    }
+    counts = {name: (len(dead), int(dead.sum()), int(found[1][name].sum())) for name, dead in found[0].items()}
     assert counts == readme_counts()
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 import netgrow_cli
-from netgrow_cli.job import Options, opened
+from netgrow_cli.jobs.job import Options, opened
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "sample_checkpoints"

@@ -20,7 +20,7 @@ def apply(
     ckpts: Annotated[list[str], typer.Argument(metavar="CKPT...", help="The checkpoints.")],
 ) -> int:
     """Several changes, one after another, on every checkpoint named. Each step is proven."""
-    from netgrow_cli.recipe import read_recipe
+    from netgrow_cli.jobs.recipe import read_recipe
 
     if STANDARD in ckpts:
         raise UsageError("apply works on files; give their names")
@@ -42,7 +42,7 @@ def apply(
 
 
 def _one(common: Writing, ckpt: str, steps: Any) -> dict[str, Any]:
-    from netgrow_cli.recipe import apply_recipe
+    from netgrow_cli.jobs.recipe import apply_recipe
     from netgrow_cli.report.change import print_summary
 
     options = options_of(common)

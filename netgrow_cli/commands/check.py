@@ -17,7 +17,7 @@ def check(
     ] = None,
 ) -> int:
     """Check a spec: does it fit, and does permuting the units of every width leave the outputs unchanged?"""
-    from netgrow_cli.job import PROBES, opened
+    from netgrow_cli.jobs.job import PROBES, opened
     from netgrow_cli.proof.equivalence import EXACT
     from netgrow_cli.proof.permutation import certify
     from netgrow_cli.report.check import CONSTANT, check_text

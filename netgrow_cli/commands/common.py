@@ -19,7 +19,7 @@ from netgrow_cli.commands.streams import readable as readable
 from netgrow_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from netgrow_cli.job import Options, Selector
+    from netgrow_cli.jobs.job import Options, Selector
 
 MOST_UNITS = 1 << 24
 """More units than any width has."""
@@ -122,7 +122,7 @@ def _fields(kind: type[Common]) -> list[tuple[dataclasses.Field[Any], Any]]:
 
 def options_of(common: Common) -> Options:
     """The job's options."""
-    from netgrow_cli.job import Options
+    from netgrow_cli.jobs.job import Options
 
     return Options(
         spec=common.spec,
@@ -152,7 +152,7 @@ def _writing(common: Common) -> dict[str, Any]:
 
 def run_change(common: Writing, source: str, command: str, select: Selector) -> int:
     """Carry out a change and print its report."""
-    from netgrow_cli.job import change
+    from netgrow_cli.jobs.job import change
     from netgrow_cli.report.change import print_report
 
     to_standard = common.output == STANDARD or (source == STANDARD and common.output is None)

@@ -24,8 +24,8 @@ def expand(
     ] = "match",
 ) -> int:
     """Add units to a layer: random incoming weights, zero outgoing ones. The function stays the same."""
+    from netgrow_cli.jobs.growing import expanding
     from netgrow_cli.surgery.change import Init
-    from netgrow_cli.surgery.growing import expanding
 
     if init not in INITS:
         raise UsageError(f"--init {init}: there are {', '.join(INITS)}")

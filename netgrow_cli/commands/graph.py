@@ -20,7 +20,7 @@ def graph(
 ) -> int:
     """Draw the topology: layers, what they read, the widths they make. Without -o, Mermaid text."""
     from netgrow_cli.checkpoint import staged_outputs
-    from netgrow_cli.job import opened
+    from netgrow_cli.jobs.job import opened
     from netgrow_cli.report.picture import as_dot, as_mermaid, as_svg
 
     forms = {".svg": as_svg, ".dot": as_dot, ".gv": as_dot, ".mmd": as_mermaid, ".md": as_mermaid}

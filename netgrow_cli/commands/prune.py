@@ -34,7 +34,7 @@ def prune(
     by: By = "weight",
 ) -> int:
     """Remove units. Exact for dead units and duplicates; live ones need --allow-drift."""
-    from netgrow_cli.surgery.shrinking import pruning
+    from netgrow_cli.jobs.shrinking import pruning
 
     chosen, every = parse_units(units)
     if every:

@@ -35,7 +35,7 @@ def split(
     ways: Annotated[int, given("--ways", "How many units each becomes.", metavar="K")] = 2,
 ) -> int:
     """Split units: copies share the outgoing weights, with noise that cancels. The function stays the same."""
-    from netgrow_cli.surgery.growing import splitting
+    from netgrow_cli.jobs.growing import splitting
 
     chosen, every = parse_units(units)
     select = splitting(

@@ -20,7 +20,7 @@ def verify(
     ] = None,
 ) -> int:
     """Compare two checkpoints on probes; exit 0 if equal. With a record of the change, fold it back first."""
-    from netgrow_cli.proof.verification import compare_checkpoints
+    from netgrow_cli.jobs.verification import compare_checkpoints
     from netgrow_cli.report.check import CONSTANT, verify_text
 
     only_one_standard(a, b)

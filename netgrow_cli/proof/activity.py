@@ -10,10 +10,10 @@ import numpy as np
 
 from netgrow_cli.errors import Refused
 from netgrow_cli.proof.equivalence import torch_dtype
-from netgrow_cli.proof.network import Network
 from netgrow_cli.proof.probes import Probes
 from netgrow_cli.topology.graph import Node
 from netgrow_cli.topology.layout import leaves, occurrences
+from netgrow_cli.topology.network import Network
 from netgrow_cli.topology.ops import OPS
 from netgrow_cli.topology.rule import Role
 from netgrow_cli.topology.run import call_of

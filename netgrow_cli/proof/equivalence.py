@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from netgrow_cli.errors import CheckpointError, UsageError
-from netgrow_cli.proof.network import Network
 from netgrow_cli.proof.probes import Probes
+from netgrow_cli.topology.network import Network
 
 EXACT = {"float64": 1e-10, "float32": 1e-4}
 """Default tolerance, relative to the size of the outputs, by the dtype that is computed with."""

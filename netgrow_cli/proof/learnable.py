@@ -15,10 +15,10 @@ import numpy as np
 from netgrow_cli.checkpoint.dtypes import is_float
 from netgrow_cli.checkpoint.names import is_buffer
 from netgrow_cli.proof.equivalence import torch_dtype
-from netgrow_cli.proof.network import Network
 from netgrow_cli.proof.probes import Probes
 from netgrow_cli.surgery.plan import Plan
 from netgrow_cli.topology.layout import occurrences
+from netgrow_cli.topology.network import Network
 from netgrow_cli.topology.run import run
 from netgrow_cli.topology.solve import Topology
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from netgrow_cli.proof.equivalence import Equivalence, compare
-from netgrow_cli.proof.network import Network
 from netgrow_cli.proof.probes import Probes
 from netgrow_cli.surgery.change import permute
 from netgrow_cli.surgery.edit import apply_edit
 from netgrow_cli.surgery.plan import make_plan
+from netgrow_cli.topology.network import Network
 from netgrow_cli.topology.solve import WidthInfo
 
 

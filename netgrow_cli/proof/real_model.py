@@ -9,8 +9,8 @@ from typing import Any
 from netgrow_cli.fitting import fit
 from netgrow_cli.modelcode import load_model
 from netgrow_cli.proof.equivalence import Difference, Equivalence, torch_dtype
-from netgrow_cli.proof.network import Network
 from netgrow_cli.proof.probes import Probes
+from netgrow_cli.topology.network import Network
 
 
 def compare_models(

@@ -10,7 +10,7 @@ from netgrow_cli.report.console import error_console, shape_text
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from netgrow_cli.job import Report
+    from netgrow_cli.jobs.job import Report
     from netgrow_cli.surgery.change import WidthChange
 
 MOST_TENSORS = 24

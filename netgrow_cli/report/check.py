@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from netgrow_cli.job import Job
+    from netgrow_cli.jobs.job import Job
     from netgrow_cli.proof.equivalence import Equivalence
     from netgrow_cli.proof.foldback import FoldBack
     from netgrow_cli.proof.permutation import Certificate

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from netgrow_cli.proof.network import Network
 from netgrow_cli.topology.layout import occurrences
+from netgrow_cli.topology.network import Network
 from netgrow_cli.topology.rule import Role
 
 

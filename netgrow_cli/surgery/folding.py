@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from netgrow_cli.proof.activity import Activity
-from netgrow_cli.proof.network import Network
 from netgrow_cli.surgery.change import WidthChange
 from netgrow_cli.topology.graph import Node
 from netgrow_cli.topology.layout import occurrences
+from netgrow_cli.topology.network import Network
 from netgrow_cli.topology.ops import OPS, Call
 
 

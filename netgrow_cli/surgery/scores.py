@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from netgrow_cli.proof.network import Network
 from netgrow_cli.topology.layout import occurrences
+from netgrow_cli.topology.network import Network
 from netgrow_cli.topology.rule import Role
 
 Scores = NDArray[np.float64]

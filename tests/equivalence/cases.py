@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import netgrow_cli
 from netgrow_cli.errors import NetgrowError, NotEquivalent, Refused
-from netgrow_cli.job import Options, Report, opened
+from netgrow_cli.jobs.job import Options, Report, opened
 from netgrow_cli.proof.permutation import certify
 from netgrow_cli.proof.probes import random_probes
 from netgrow_cli.topology.layout import leaves, occurrences

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import netgrow_cli
-from netgrow_cli.job import Report
+from netgrow_cli.jobs.job import Report
 
 torch.set_num_threads(1)
 

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 import netgrow_cli
-from netgrow_cli.job import Options, opened
+from netgrow_cli.jobs.job import Options, opened
+from netgrow_cli.jobs.record import fold_back_record
 from netgrow_cli.proof.foldback import FoldBack, fold_back
-from netgrow_cli.proof.network import Network
-from netgrow_cli.proof.record import fold_back_record
 from netgrow_cli.surgery.change import WidthChange, expand, merge, prune, split
 from netgrow_cli.surgery.edit import apply_edit
 from netgrow_cli.surgery.plan import Plan, make_plan
+from netgrow_cli.topology.network import Network
 from netgrow_cli.topology.run import run
 from netgrow_cli.topology.solve import solve
 from tests.equivalence.edits import randomise, save

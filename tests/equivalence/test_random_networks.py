@@ -17,11 +17,11 @@ from torch import nn
 
 import netgrow_cli
 from netgrow_cli.errors import NetgrowError, SpecError
-from netgrow_cli.job import Options, opened
-from netgrow_cli.proof.network import Network
+from netgrow_cli.jobs.job import Options, opened
 from netgrow_cli.proof.permutation import certify
 from netgrow_cli.proof.probes import random_probes
 from netgrow_cli.topology.layout import Fixed
+from netgrow_cli.topology.network import Network
 from tests.equivalence.cases import Count, run_case
 from tests.equivalence.edits import inputs, randomise, save, spec_of
 from tests.equivalence.networks import build

@@ -13,7 +13,7 @@ from torch import nn
 
 import netgrow_cli
 from netgrow_cli import NotEquivalent, Refused, SpecError, UsageError
-from netgrow_cli.job import Options, opened
+from netgrow_cli.jobs.job import Options, opened
 from netgrow_cli.proof.permutation import certify
 from netgrow_cli.proof.probes import random_probes
 from tests.equivalence.edits import Edit, edit, inputs, randomise, save, spec_of

@@ -195,7 +195,7 @@ def test_widths_of_one_tensor_grow_each_in_its_way(tmp_path: Path, norms: int) -
 
 
 def widths(folder: Path, text: str, module: nn.Module) -> dict[str, int]:
-    from netgrow_cli.job import Options, opened
+    from netgrow_cli.jobs.job import Options, opened
 
     with opened(save(folder / "look", text, module.state_dict()), Options()) as job:
         return {info.name: info.size for info in job.topology.widths.values() if info.frozen is None}

@@ -17,7 +17,7 @@ from torch import nn
 
 import netgrow_cli
 from netgrow_cli.errors import Refused, UsageError
-from netgrow_cli.job import Job, Options, opened
+from netgrow_cli.jobs.job import Job, Options, opened
 from netgrow_cli.proof.permutation import certify
 from netgrow_cli.topology.trace.inputs import Given, parse_input
 from netgrow_cli.topology.trace.source import Traced, trace_model, trace_source

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import netgrow_cli
-from netgrow_cli.job import Options, opened
+from netgrow_cli.jobs.job import Options, opened
 from netgrow_cli.proof.permutation import certify
 from netgrow_cli.topology.trace.source import trace_source
 

@@ -21,7 +21,6 @@ from netgrow_cli.proof.activity import Activity, observe
 from netgrow_cli.proof.equivalence import EXACT, ROUNDED, Equivalence, compare, require_finite, torch_dtype
 from netgrow_cli.proof.foldback import FoldBack, fold_back
 from netgrow_cli.proof.learnable import Learnability, learnability
-from netgrow_cli.proof.network import Network
 from netgrow_cli.proof.probes import Probes, data_probes, random_probes
 from netgrow_cli.surgery.change import WidthChange
 from netgrow_cli.surgery.edit import apply_edit
@@ -30,6 +29,7 @@ from netgrow_cli.surgery.plan import Plan, make_plan
 from netgrow_cli.surgery.record import METADATA_RECORD, code_json, make_record
 from netgrow_cli.surgery.rewrite import rewrite_spec
 from netgrow_cli.topology.discover import METADATA_SPEC, Found, find_spec, place_of_tensors
+from netgrow_cli.topology.network import Network
 from netgrow_cli.topology.solve import Topology, require_complete
 from netgrow_cli.topology.spec import parse_spec
 

@@ -21,9 +21,9 @@ from pathlib import Path
 
 from netgrow_cli.checkpoint import staged_outputs
 from netgrow_cli.errors import SpecError, UsageError
-from netgrow_cli.job import Options, Report, Selector, change, companions, default_output, opened
-from netgrow_cli.surgery.growing import expanding, splitting
-from netgrow_cli.surgery.shrinking import pruning, recycling
+from netgrow_cli.jobs.growing import expanding, splitting
+from netgrow_cli.jobs.job import Options, Report, Selector, change, companions, default_output, opened
+from netgrow_cli.jobs.shrinking import pruning, recycling
 from netgrow_cli.topology.located import Located, load
 
 # Words of the selectors that a recipe says otherwise: `layer`, `width`, `units: all`.

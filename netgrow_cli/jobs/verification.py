@@ -6,11 +6,11 @@ import dataclasses
 from pathlib import Path
 
 from netgrow_cli.errors import SpecError
-from netgrow_cli.job import PROBES, Job, Options, opened, proof_tolerance
+from netgrow_cli.jobs.job import PROBES, Job, Options, opened, proof_tolerance
+from netgrow_cli.jobs.record import fold_back_record
 from netgrow_cli.proof.equivalence import Equivalence, compare
 from netgrow_cli.proof.foldback import FoldBack
 from netgrow_cli.proof.real_model import compare_models
-from netgrow_cli.proof.record import fold_back_record
 from netgrow_cli.topology.discover import spec_paths
 from netgrow_cli.topology.solve import require_complete
 

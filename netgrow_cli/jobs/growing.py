@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from netgrow_cli.errors import UsageError
-from netgrow_cli.job import Job, Selection, Selector
+from netgrow_cli.jobs.job import Job, Selection, Selector
 from netgrow_cli.surgery import change
 from netgrow_cli.surgery.change import Init, WidthChange
 from netgrow_cli.surgery.scores import SCORES, Scores

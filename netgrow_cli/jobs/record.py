@@ -6,7 +6,7 @@ from pathlib import Path
 
 from netgrow_cli.checkpoint import Checkpoint
 from netgrow_cli.errors import NetgrowError
-from netgrow_cli.job import Job
+from netgrow_cli.jobs.job import Job
 from netgrow_cli.proof.foldback import FoldBack, fold_back
 from netgrow_cli.surgery.plan import make_plan
 from netgrow_cli.surgery.record import METADATA_RECORD, changes_of, parse_record

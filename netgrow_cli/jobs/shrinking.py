@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from netgrow_cli.errors import Refused, UsageError
-from netgrow_cli.job import Job, Selection, Selector
+from netgrow_cli.jobs.growing import score
+from netgrow_cli.jobs.job import Job, Selection, Selector
 from netgrow_cli.surgery import change
 from netgrow_cli.surgery.change import WidthChange
 from netgrow_cli.surgery.duplicates import duplicate_units
-from netgrow_cli.surgery.growing import score
 from netgrow_cli.surgery.scores import Scores, weight_score
 from netgrow_cli.surgery.select import (
     Target,
