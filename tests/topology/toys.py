@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -255,6 +256,17 @@ class Normed(nn.Module):
         return self.out(self.norm(x + self.down(F.gelu(self.up(x)))))
 
 
+class Recurrent(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase], levels: int = 1, **settings: Any) -> None:
+        super().__init__()
+        self.into = nn.Linear(4, 5)
+        self.cells = kind(5, 6, levels, batch_first=True, **settings)
+        self.out = nn.Linear(6 * (2 if self.cells.bidirectional else 1), 3)
+
+    def forward(self, x):
+        return self.out(self.cells(torch.relu(self.into(x)))[0])
+
+
 @dataclasses.dataclass(frozen=True)
 class Toy:
     """A model, how to trace it, and what must come of it.
@@ -294,6 +306,10 @@ TOYS = [
     Toy("fused qkv and class token", Fused, IMAGE, [2, 4, 8], coded=True),
     Toy("twice", Twice, VECTOR, [5]),
     Toy("no rule", NoRule, VECTOR, [5], unknown=("aten.cumsum.default",)),
+    Toy("LSTM, two levels", lambda: Recurrent(nn.LSTM, 2), ("float32[2,3,4]",), [5, 6, 6], coded=True),
+    Toy("LSTM, both ways", lambda: Recurrent(nn.LSTM, bidirectional=True), ("float32[2,3,4]",), [5, 6, 6], coded=True),
+    Toy("GRU", lambda: Recurrent(nn.GRU), ("float32[2,3,4]",), [5, 6], coded=True),
+    Toy("RNN", lambda: Recurrent(nn.RNN, nonlinearity="relu"), ("float32[2,3,4]",), [5, 6], coded=True),
     Toy("keywords", Keywords, ("int64[2,4]:7", "extra=float32[2,3]"), [6]),
 ]
 

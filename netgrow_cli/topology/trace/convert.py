@@ -116,13 +116,15 @@ class Converter:
         params: Mapping[str, Any] | None = None,
         attrs: Mapping[str, Any] | None = None,
         outputs: int | None = None,
+        name: str | None = None,
     ) -> None:
         """Add the layer that computes a node. params: by role, nodes that are tensors of the checkpoint.
 
         outputs: how many, for operations that have several (which are read as name[0] even where it is one).
+        name: where it is not that of the module of `weight`.
         """
         named = {role: self._tensors[value] for role, value in (params or {}).items() if value is not None}
-        name = self._layer_name(node, named)
+        name = self._layer_name(node, named) if name is None else self._free(name)
         self._add(node, name, op, [self.ref(value) for value in inputs], named, attrs or {})
         self._values[node] = name if outputs is None else [f"{name}[{n}]" for n in range(outputs)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from netgrow_cli.topology.trace.convert import Converter, Handler
-from netgrow_cli.topology.trace.reading import argument, one_if_equal, shape
+from netgrow_cli.topology.trace.reading import argument, one_if_equal, operation, shape
 
 
 def _linear(made: Converter, node: Any) -> bool:
@@ -134,6 +134,26 @@ def _prelu(made: Converter, node: Any) -> bool:
     return True
 
 
+def _recurrent(op: str, outputs: int, **settings: Any) -> Handler:
+    """torch.nn's recurrent layers, which find their parameters by name; from a state of zeros only."""
+
+    def handler(made: Converter, node: Any) -> bool:
+        source, states, weights = node.args[:3]
+        states = states if isinstance(states, (list, tuple)) else [states]
+        names = [made.tensor(weight) for weight in weights]
+        if any(operation(state.target) != "zeros" for state in states) or None in names:
+            return False
+        module, _, first = str(names[0]).rpartition(".")
+        if not module or first != "weight_ih_l0" or any(str(name).rpartition(".")[0] != module for name in names):
+            return False
+        attrs = {**settings, **({"batch_first": True} if node.args[8] else {})}
+        params = {str(name).rpartition(".")[2]: weight for name, weight in zip(names, weights, strict=True)}
+        made.put(node, op, [source], params, attrs, outputs, module)
+        return True
+
+    return handler
+
+
 HANDLERS: dict[str, Handler] = {
     "prelu": _prelu,
     "_prelu_kernel": _prelu,
@@ -147,4 +167,8 @@ HANDLERS: dict[str, Handler] = {
     "rms_norm": _layer_norm("rms_norm"),
     "group_norm": _group_norm,
     "embedding": _embedding,
+    "lstm": _recurrent("lstm", 3),
+    "gru": _recurrent("gru", 2),
+    "rnn_tanh": _recurrent("rnn", 2),
+    "rnn_relu": _recurrent("rnn", 2, nonlinearity="relu"),
 }
