@@ -55,6 +55,9 @@ def _layer_names(topology: Topology, pattern: str) -> list[str]:
     matching = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
     with_params = [name for name in matching if topology.graph.node(name).params]
     if not matching:
+        users = [use.node for use in topology.uses if use.tensor == topology.aliases.get(pattern)]
+        if users:
+            raise UsageError(f"{pattern!r} is a tensor, not a layer; it belongs to --layer {users[0]}")
         shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
         raise UsageError(f"no layer is called {pattern!r}{_close(pattern, names)}; there are {shown}")
     return with_params or matching

@@ -249,5 +249,5 @@ def _key(name: str) -> str:
 def _cannot(source: str, why: str) -> NoReturn:
     raise SpecError(
         f"{source}: no spec was given, and none can be drafted from names and shapes: {why}. "
-        "Write a spec (docs/spec.md) and pass it with --spec"
+        "Write a spec (docs/spec.md) or trace the model's code (netgrow trace), and pass it with --spec"
     )

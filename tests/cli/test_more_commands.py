@@ -115,3 +115,7 @@ def test_graph_as_text_and_as_a_picture(run: Run, core: Path, tmp_path: Path) ->
 
 def test_a_graph_of_no_known_form(refused: Callable[..., str], core: Path, tmp_path: Path) -> None:
     assert "the ending should be one of" in refused(2, "graph", core, "-o", tmp_path / "core.png")
+
+
+def test_a_tensor_where_a_layer_is_meant(refused: Callable[..., str], mlp: Path) -> None:
+    assert "it belongs to --layer fc1" in refused(2, "expand", mlp, "--layer", "fc1.weight", "--add", "2")
