@@ -27,7 +27,7 @@ from netgrow_cli.commands import (
     verify,
 )
 from netgrow_cli.commands.common import given
-from netgrow_cli.errors import NetgrowError, UsageError
+from netgrow_cli.errors import NetgrowError, UsageError, first_line
 
 app = typer.Typer(
     name="netgrow",
@@ -182,7 +182,7 @@ def _from_outside(error: Exception) -> int:
     elif isinstance(error, OSError) and error.strerror:
         _complain(f"{error.filename or 'reading or writing failed'}: {error.strerror}")
     else:
-        _complain(f"{type(error).__name__}: {_first_line(error)} (NETGROW_DEBUG=1 shows where)")
+        _complain(f"{type(error).__name__}: {first_line(error)} (NETGROW_DEBUG=1 shows where)")
     return 2
 
 
@@ -197,12 +197,8 @@ def _usage(error: Exception) -> int:
         return INTERRUPTED
     if os.environ.get("NETGROW_DEBUG"):
         raise error
-    _complain(f"a bug in netgrow: {type(error).__name__}: {_first_line(error)} (NETGROW_DEBUG=1 shows where)")
+    _complain(f"a bug in netgrow: {type(error).__name__}: {first_line(error)} (NETGROW_DEBUG=1 shows where)")
     return 2
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "")
 
 
 def _complain(message: str) -> None:

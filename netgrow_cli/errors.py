@@ -35,3 +35,9 @@ class NotEquivalent(NetgrowError):
     """The changed network does not compute the same function; nothing was written."""
 
     exit_code = 1
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says anything."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

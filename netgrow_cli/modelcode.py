@@ -6,7 +6,7 @@ import importlib
 import sys
 from typing import TYPE_CHECKING
 
-from netgrow_cli.errors import UsageError
+from netgrow_cli.errors import UsageError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -38,9 +38,3 @@ def load_model(source: str) -> torch.nn.Module:
     if not isinstance(model, torch.nn.Module):
         raise UsageError(f"{source}: {name}() gives a {type(model).__name__}, not a torch.nn.Module")
     return model
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message that says anything."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

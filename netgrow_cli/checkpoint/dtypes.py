@@ -86,11 +86,6 @@ def is_float(dtype: str) -> bool:
     return dtype == "BF16" or dtype.startswith("F")
 
 
-def is_quantised(dtype: str) -> bool:
-    """True for torch's quantised dtypes, which are carried through and cannot be edited."""
-    return dtype.startswith("Q")
-
-
 @functools.cache
 def _by_torch() -> dict[torch.dtype, str]:
     import torch

@@ -9,14 +9,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from netgrow_cli.checkpoint import Checkpoint, TensorInfo, check_outputs, open_checkpoint, staged_outputs
-from netgrow_cli.errors import NotEquivalent, Refused, UsageError
+from netgrow_cli.errors import NotEquivalent, Refused, UsageError, first_line
 from netgrow_cli.proof.activity import Activity, observe
 from netgrow_cli.proof.equivalence import EXACT, ROUNDED, Equivalence, compare, require_finite, torch_dtype
 from netgrow_cli.proof.foldback import FoldBack, fold_back
@@ -408,8 +407,7 @@ def check_device(name: str) -> None:
     try:
         torch.zeros(1, device=name).sum().item()
     except Exception as error:  # each kind of device fails in its own way
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UsageError(f"--device {name}: it cannot be used here ({reason}); cpu always can") from None
+        raise UsageError(f"--device {name}: it cannot be used here ({first_line(error)}); cpu always can") from None
 
 
 def proof_tolerance(job: Job, rounds: bool) -> float:
@@ -438,9 +436,3 @@ def _accept(equivalence: Equivalence, options: Options, report: _Draft) -> None:
         f"not equivalent: outputs differ by {equivalence.max_rel:.3g} of their size (tolerance "
         f"{equivalence.tolerance:g}, {equivalence.probes} {equivalence.origin} probes); {hint}; nothing was written"
     )
-
-
-def standard_error(*lines: str) -> None:
-    """Notes for people, on standard error."""
-    for line in lines:
-        print(line, file=sys.stderr)

@@ -17,7 +17,7 @@ from netgrow_cli.checkpoint.names import is_buffer
 from netgrow_cli.proof.equivalence import torch_dtype
 from netgrow_cli.proof.probes import Probes
 from netgrow_cli.surgery.plan import Plan
-from netgrow_cli.topology.layout import occurrences
+from netgrow_cli.topology.layout import occurrences, rows_by_unit
 from netgrow_cli.topology.network import Network
 from netgrow_cli.topology.run import run
 from netgrow_cli.topology.solve import Topology
@@ -101,8 +101,5 @@ def _signature(old: Topology, plan: Plan, width: int, size: int, tensors: dict[s
             continue
         for axis, layout in enumerate(layouts):
             for labels in occurrences(layout, width, plan.sizes):
-                there = np.flatnonzero(labels >= 0)
-                order = there[np.argsort(labels[there], kind="stable")]
-                flat = tensors[name].detach().cpu().numpy().swapaxes(0, axis)[order]
-                rows.append(flat.reshape(size, -1))
+                rows.append(rows_by_unit(tensors[name].detach().cpu().numpy(), axis, labels, size))
     return np.concatenate(rows, axis=1) if rows else np.zeros((size, 0))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from netgrow_cli.errors import NetgrowError, UsageError
+from netgrow_cli.errors import NetgrowError, UsageError, first_line
 from netgrow_cli.topology.graph import Graph, Input
 
 BATCH = 256
@@ -139,16 +139,12 @@ def _load(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such file of probes") from None
     except Exception as error:
-        raise UsageError(f"{path}: cannot be read as probes: {_first_line(error)}") from None
+        raise UsageError(f"{path}: cannot be read as probes: {first_line(error)}") from None
     if isinstance(loaded, torch.Tensor):
         return {"": loaded}
     if isinstance(loaded, dict) and loaded and all(isinstance(v, torch.Tensor) for v in loaded.values()):
         return {str(name): tensor for name, tensor in loaded.items()}
     raise UsageError(f"{path}: probes should be a tensor, or tensors by input name")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _rows(path: Path) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from netgrow_cli.topology.layout import occurrences
+from netgrow_cli.topology.layout import occurrences, rows_by_unit
 from netgrow_cli.topology.network import Network
 from netgrow_cli.topology.rule import Role
 
@@ -34,9 +34,7 @@ def _rows(network: Network, width: int) -> Any:
         if not any(role in (Role.PRODUCES, Role.PER_UNIT) and occurrences(part, width) for part, role in use.parts):
             continue
         for labels in occurrences(topology.tensors[use.tensor][use.axis], width):
-            there = np.flatnonzero(labels >= 0)
-            order = there[np.argsort(labels[there], kind="stable")]
-            values = network.read_real(use.tensor).double().numpy().swapaxes(0, use.axis)[order]
+            values = network.read_real(use.tensor).double().numpy()
             # Adding zero makes the two zeros one.
-            parts.append(values.reshape(size, -1) + 0.0)
+            parts.append(rows_by_unit(values, use.axis, labels, size) + 0.0)
     return np.ascontiguousarray(np.concatenate(parts, axis=1))

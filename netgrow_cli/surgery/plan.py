@@ -16,7 +16,7 @@ import numpy as np
 
 from netgrow_cli.checkpoint.types import TensorInfo
 from netgrow_cli.errors import Refused
-from netgrow_cli.surgery.change import WidthChange
+from netgrow_cli.surgery.change import WidthChange, shares
 from netgrow_cli.surgery.effects import Verdict, judge
 from netgrow_cli.surgery.fresh import Fill, Place, states_at_inputs
 from netgrow_cli.topology.layout import IndexMap, Layout, index_map, leaves, new_size, occurrences
@@ -455,8 +455,7 @@ def _copy_scale(labels: IndexMap, change: WidthChange) -> np.ndarray[tuple[int],
     """Each copy's share at the indices where it stands, 1 elsewhere."""
     share = np.ones(change.after + 1)
     for group in change.copies.values():
-        for level, new in enumerate(group):
-            share[new] = 2.0 ** -min(level + 1, len(group) - 1)
+        share[group] = shares(len(group))
     return share[labels]
 
 

@@ -24,6 +24,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -197,6 +198,17 @@ def occurrences(layout: Layout, width: int, sizes: Mapping[int, int] | None = No
                 outer, below = math.prod(extents[:position]), math.prod(extents[position + 1 :])
                 found.append(np.tile(np.repeat(inner, below), outer))
     return found
+
+
+def rows_by_unit(values: NDArray[Any], axis: int, labels: IndexMap, size: int) -> NDArray[Any]:
+    """For each of `size` units, all numbers that are indexed by it along an axis, in one row.
+
+    labels: one of the width's `occurrences` in that axis's layout.
+    """
+    there = np.flatnonzero(labels >= 0)
+    order = there[np.argsort(labels[there], kind="stable")]
+    rows: NDArray[Any] = values.swapaxes(0, axis)[order].reshape(size, -1)
+    return rows
 
 
 class Layouts:

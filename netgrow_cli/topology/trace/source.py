@@ -15,8 +15,8 @@ from typing import Any
 
 from netgrow_cli.checkpoint.dtypes import name_of
 from netgrow_cli.checkpoint.types import TensorInfo
-from netgrow_cli.errors import SpecError, UsageError
-from netgrow_cli.modelcode import first_line, load_model
+from netgrow_cli.errors import SpecError, UsageError, first_line
+from netgrow_cli.modelcode import load_model
 from netgrow_cli.topology.solve import solve
 from netgrow_cli.topology.spec import parse_spec
 from netgrow_cli.topology.trace.convert import Converter
