@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from netgrow_cli.errors import UsageError
+from netgrow_cli.errors import Refused, UsageError
 from netgrow_cli.jobs.job import Job, Selection, Selector
 from netgrow_cli.surgery import change
 from netgrow_cli.surgery.change import Init, WidthChange
+from netgrow_cli.surgery.plan import make_plan
 from netgrow_cli.surgery.scores import SCORES, Scores
 from netgrow_cli.surgery.select import (
     Target,
     free_widths,
     independent_widths,
+    keeping_ties,
     single_widths,
-    size_class,
     targets,
     units_of,
 )
@@ -43,18 +44,37 @@ def expanding(
         raise UsageError("say how wide: one of --add N, --to N, --times X")
 
     def select(job: Job) -> Selection:
-        changes: dict[int, WidthChange] = {}
-        notes: list[str] = []
-        for info in single_widths(job.topology, targets(job.topology, layers, widths)):
-            more = _more(info.name, info.size, add, to, times)
-            for width in size_class(job.topology, info.width.id):
-                other = job.topology.widths[width]
-                if other is not info and width not in changes:
-                    notes.append(f"{other.name} grows too: its size is tied to that of {info.name}")
-                changes[width] = change.expand(width, other.size, more, init)
-        return Selection(tuple(changes.values()), tuple(notes))
+        chosen = single_widths(job.topology, targets(job.topology, layers, widths))
+        wanted = {info.width.id: _more(info.name, info.size, add, to, times) for info in chosen}
+        infos = job.topology.widths
+
+        def grown(counts: Mapping[int, int]) -> list[WidthChange]:
+            return [change.expand(width, infos[width].size, more, init) for width, more in counts.items()]
+
+        found = following(job, wanted, grown)
+        names = ", ".join(info.name for info in chosen)
+        notes = [
+            f"{infos[width].name} grows too, by {more}: its size is tied to that of {names}"
+            for width, more in found.items()
+            if width not in wanted
+        ]
+        return Selection(tuple(grown(found)), tuple(notes))
 
     return select
+
+
+def following(
+    job: Job, wanted: Mapping[int, int], made: Callable[[Mapping[int, int]], Sequence[WidthChange]]
+) -> dict[int, int]:
+    """What is wanted, with what follows so that tied sizes stay equal; as far as a plan of it is not refused."""
+    needed = keeping_ties(job.topology, wanted)
+    every = keeping_ties(job.topology, wanted, strict=False)
+    if every != needed:
+        try:
+            make_plan(job.topology, job.checkpoint.tensors, made(every))
+        except Refused:
+            return needed
+    return every
 
 
 def _more(name: str, size: int, add: int | None, to: int | None, times: float | None) -> int:
@@ -98,12 +118,18 @@ def splitting(
             picked = units_of(job.topology, chosen, units)
         else:
             picked = _by_score(job, chosen, every, top, above, by)
-        notes = _follow_ties(job, picked, by)
-        changes = [
-            change.split(width, job.topology.widths[width].size, found, noise, ways)
-            for width, found in picked.items()
-            if found
-        ]
+
+        def grown(counts: Mapping[int, int]) -> list[WidthChange]:
+            found = {width: _best(job, width, picked.get(width, []), count, by) for width, count in counts.items()}
+            return [
+                change.split(width, job.topology.widths[width].size, units, noise, ways)
+                for width, units in found.items()
+            ]
+
+        counts = {width: len(units) for width, units in picked.items() if units}
+        found = following(job, counts, grown)
+        notes = _followed(job, counts, found, by)
+        changes = grown(found)
         if not changes:
             notes.append("no unit qualifies: the output is a copy")
         return Selection(tuple(changes), tuple(notes))
@@ -138,14 +164,19 @@ def score(job: Job, by: str, width: int) -> Scores:
     return SCORES[by](job.network, width)
 
 
-def _follow_ties(job: Job, picked: dict[int, list[int]], by: str) -> list[str]:
-    """Widths whose size is tied to a chosen one's give as many units, their own best by score."""
-    notes = []
-    for width in list(picked):
-        for other in size_class(job.topology, width)[1:]:
-            if other not in picked:
-                ranked = np.argsort(-score(job, by, other), kind="stable")
-                picked[other] = sorted(int(unit) for unit in ranked[: len(picked[width])])
-                names = job.topology.widths[other].name, job.topology.widths[width].name
-                notes.append(f"{names[0]} is split too, its best units by {by}: its size is tied to that of {names[1]}")
-    return notes
+def _best(job: Job, width: int, picked: list[int], count: int, by: str) -> list[int]:
+    """The units that were picked of a width; where more are needed, its best by a score too."""
+    if len(picked) >= count:
+        return picked
+    ranked = [int(unit) for unit in np.argsort(-score(job, by, width), kind="stable") if int(unit) not in picked]
+    return sorted([*picked, *ranked[: count - len(picked)]])
+
+
+def _followed(job: Job, wanted: Mapping[int, int], found: Mapping[int, int], by: str) -> list[str]:
+    infos = job.topology.widths
+    names = ", ".join(infos[width].name for width in wanted)
+    return [
+        f"{infos[width].name} is split too, its best units by {by}: its size is tied to that of {names}"
+        for width, count in found.items()
+        if wanted.get(width, 0) < count
+    ]

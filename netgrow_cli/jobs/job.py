@@ -265,6 +265,7 @@ class _Draft:
         found.extend(_left_behind(self.job, self.plan))
         found.extend(self.folds.inexact)
         found.extend(f"lossy: {why}" for why in self.plan.lossy)
+        found.extend(f"{why}: the result does not load into it" for why in self.plan.torn[:4])
         if self.equivalence is not None and self.equivalence.constant:
             found.append("the outputs are the same on all probes, so that the probes show little; pass --probe-data")
         activity = self.selection.activity

@@ -18,6 +18,7 @@ from netgrow_cli.surgery.select import (
     Target,
     free_widths,
     independent_widths,
+    keeping_ties,
     lowest_units,
     size_class,
     targets,
@@ -85,13 +86,16 @@ def _lowest(
 
 def _removal(job: Job, picked: dict[int, list[int]], by: str) -> Selection:
     notes: list[str] = []
-    for width in list(picked):
-        for other in size_class(job.topology, width)[1:]:
-            if other not in picked and picked[width]:
-                ranked = np.argsort(score(job, by, other), kind="stable")
-                picked[other] = sorted(int(unit) for unit in ranked[: len(picked[width])])
-                names = job.topology.widths[other].name, job.topology.widths[width].name
-                notes.append(f"{names[0]} is pruned too, its lowest by {by}: its size is tied to that of {names[1]}")
+    counts = {width: len(units) for width, units in picked.items() if units}
+    names = ", ".join(job.topology.widths[width].name for width in counts)
+    for other, count in keeping_ties(job.topology, counts, sign=-1).items():
+        if len(picked.get(other, ())) < count:
+            ranked = np.argsort(score(job, by, other), kind="stable")
+            picked[other] = sorted(int(unit) for unit in ranked[:count])
+            notes.append(
+                f"{job.topology.widths[other].name} is pruned too, its lowest by {by}: its size is tied to that of "
+                f"{names}"
+            )
     changes = tuple(_prune(job, width, units) for width, units in picked.items() if units)
     if not changes:
         notes.append("no unit qualifies: the output is a copy")

@@ -44,7 +44,7 @@ def _summary(report: Report, console: Console) -> None:
         console.print(_width_line(report, change))
     _tensors(report, console)
     for entry in report.plan.code:
-        where = f"  [dim]{entry.source}[/]" if entry.source else ""
+        where = "".join(f"  [dim]{_plain(item)}[/]" for item in (entry.source, entry.attribute) if item)
         console.print(f"model code: {entry.what} of {entry.layer}: {entry.before} → {entry.after}{where}")
     _proof(report, console)
     for line in report.warnings:

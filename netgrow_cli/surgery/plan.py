@@ -100,13 +100,17 @@ class TensorEdit:
 
 @dataclasses.dataclass(frozen=True)
 class CodeChange:
-    """A number in model code (or its configuration) that must follow the new widths."""
+    """A number in model code (or its configuration) that must follow the new widths.
+
+    source: file and line; attribute: the module's attribute that holds it, which `fit` sets.
+    """
 
     layer: str
     what: str
     before: float | int | str
     after: float | int | str
     source: str | None
+    attribute: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +128,7 @@ class Plan:
 
     edits: by canonical tensor name. sizes: new sizes by width id. rounds: some value is rounded in the
     checkpoint's dtype (gains, means), so that equality holds to its precision only. lossy: why not exact.
+    torn: numbers of the model's code that would need several values, so that it cannot host the result.
     zero_units: what was taken for granted of dropped units (see `make_plan`).
     """
 
@@ -135,6 +140,7 @@ class Plan:
     rounds: bool
     lossy: tuple[str, ...]
     zero_units: bool = False
+    torn: tuple[str, ...] = ()
 
     def shape(self, topology: Topology, info: TensorInfo) -> tuple[int, ...]:
         """A tensor's shape afterwards."""
@@ -164,7 +170,7 @@ def make_plan(
     code, spec = _following_numbers(topology, sizes, eps)
     lossy = tuple(verdict.why for pairs in verdicts.values() for _, verdict in pairs if verdict.answer == "lossy")
     rounds = bool(gains) or any(fill == "mean" for fill in fills.values()) or any(c.absorbed for c in changes)
-    return Plan(tuple(changes), edits, sizes, code, spec, rounds, lossy, zero_units)
+    return Plan(tuple(changes), edits, sizes, code, spec, rounds, lossy, zero_units, _torn(topology, sizes))
 
 
 # -- may it be done --------------------------------------------------------------------------------
@@ -181,12 +187,24 @@ def _check_allowed(topology: Topology, changes: Sequence[WidthChange]) -> None:
 
 def _check_ties(topology: Topology, sizes: Mapping[int, int]) -> None:
     for tie in topology.ties:
+        if not tie.strict:
+            continue
         after = {new_size(piece, sizes) for piece in tie.pieces}
         if len(after) > 1:
             names = ", ".join(
                 f"{topology.text(piece)} ({piece.size} -> {new_size(piece, sizes)})" for piece in tie.pieces
             )
             raise Refused(f"sizes must stay equal, because {tie.why}: {names}; change them by the same count")
+
+
+def _torn(topology: Topology, sizes: Mapping[int, int]) -> tuple[str, ...]:
+    """Numbers that a module keeps for several widths which do not change alike."""
+    found = []
+    for tie in topology.ties:
+        after = dict.fromkeys(new_size(piece, sizes) for piece in tie.pieces)
+        if not tie.strict and len(after) > 1:
+            found.append(f"{tie.why} in the model's code, and would have to be {' and '.join(map(str, after))}")
+    return tuple(found)
 
 
 def _judge_all(
@@ -498,7 +516,8 @@ def _following_numbers(
         if site.mark is not None:
             spec.append(SpecChange(site.node, site.what, str(after)))
         if site.in_code:
-            code.append(CodeChange(_shown(topology, site.node), site.what, before, after, site.source))
+            held = topology.graph.node(site.node).code.get(site.what)
+            code.append(CodeChange(_shown(topology, site.node), site.what, before, after, site.source, held))
     for node, (old, new) in eps.items():
         spec.append(SpecChange(node, "eps", _yaml_float(new)))
         code.append(CodeChange(node, "eps", old, new, topology.graph.node(node).source))

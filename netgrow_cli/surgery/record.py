@@ -52,6 +52,7 @@ def code_json(entry: CodeChange) -> dict[str, Any]:
         "before": entry.before,
         "after": entry.after,
         "source": entry.source,
+        "attribute": entry.attribute,
     }
 
 

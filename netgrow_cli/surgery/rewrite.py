@@ -147,7 +147,8 @@ def _layer(node: Node, nodes: Mapping[str, Node], changed: Mapping[str, Mapping[
     attrs = {key: list(value) if isinstance(value, tuple) else value for key, value in node.attrs.items()}
     for what, value in changed.get(node.name, {}).items():
         _assign(attrs, what, yaml.safe_load(value))
-    return {**body, **attrs, **({"source": node.source} if node.source is not None else {})}
+    more = {"source": node.source, "code": dict(node.code)}
+    return {**body, **attrs, **{key: value for key, value in more.items() if value}}
 
 
 def _assign(attrs: dict[str, object], what: str, value: object) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from netgrow_cli.errors import Refused, UsageError
-from netgrow_cli.topology.layout import Layout, leaves, occurrences
-from netgrow_cli.topology.solve import Topology, WidthInfo
+from netgrow_cli.topology.layout import Layout, leaves, new_size, occurrences
+from netgrow_cli.topology.solve import Tie, Topology, WidthInfo, axis_form
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,16 +164,65 @@ def units_of(topology: Topology, chosen: Sequence[Target], indices: Sequence[int
     return {width: sorted(units) for width, units in picked.items()}
 
 
-def size_class(topology: Topology, width: int) -> list[int]:
-    """The widths whose sizes code ties to this one's, itself first."""
+def size_class(topology: Topology, width: int, strict: bool = True) -> list[int]:
+    """The widths whose sizes code ties to this one's, unit for unit, itself first.
+
+    strict: by what operations need only; else also by numbers that a module keeps for several, as far as they may
+    change.
+    """
     found = [width]
     for current in found:
         for tie in topology.ties:
+            if (strict and not tie.strict) or len({axis_form(piece) for piece in tie.pieces}) > 1:
+                continue  # (sums of several widths that must be equal: see `keeping_ties`)
             rows = [[leaf.id for leaf in leaves(piece)] for piece in tie.pieces]
-            for column in zip(*rows, strict=False):
+            for column in zip(*rows, strict=True):
                 if current in column:
-                    found.extend(identity for identity in dict.fromkeys(column) if identity not in found)
+                    more = [other for other in dict.fromkeys(column) if other not in found]
+                    found.extend(other for other in more if topology.widths[other].frozen is None)
     return found
+
+
+def keeping_ties(
+    topology: Topology, counts: Mapping[int, int], sign: int = 1, *, strict: bool = True
+) -> dict[int, int]:
+    """By width, how many units come (sign 1) or go (-1) so that all sizes that code ties stay equal.
+
+    counts: what is wanted. Others follow: those of the same class by the same count, and where parts of unlike
+    make must be equal (the halves of a concatenation that is cut in two; heads times their size, and the stream)
+    a free width of a part that lags behind: one that nothing sees as a whole if possible, the largest of them.
+    Where no whole number does, the plan refuses; or, for ties that are not strict, says so.
+    """
+    ties = [tie for tie in topology.ties if tie.strict or not strict]
+    found: dict[int, int] = {}
+    for width, count in counts.items():
+        found.update(dict.fromkeys(size_class(topology, width, strict), count))
+    found.update(counts)
+    for _ in range(2 * len(ties)):
+        lagging = next((gap for tie in ties if (gap := _lagging(topology, tie, found, sign))), None)
+        if lagging is None:
+            break
+        width, more = lagging
+        for other in size_class(topology, width, strict):
+            found[other] = found.get(other, 0) + more
+    return found
+
+
+def _lagging(topology: Topology, tie: Tie, counts: Mapping[int, int], sign: int) -> tuple[int, int] | None:
+    """A width of a part that falls behind the others of a tie, and how many units it lacks."""
+    sizes = {width: topology.widths[width].size + sign * count for width, count in counts.items()}
+    after = [new_size(piece, sizes) for piece in tie.pieces]
+    furthest = max(after) if sign > 0 else min(after)
+    for piece, size in zip(tie.pieces, after, strict=True):
+        free = [leaf for leaf in leaves(piece) if topology.widths[leaf.id].frozen is None]
+        ranked = sorted(set(free), key=lambda leaf: (bool(topology.widths[leaf.id].effects), -leaf.size))
+        for leaf in sorted(ranked, key=lambda leaf: leaf.id in counts):
+            now = sizes.get(leaf.id, leaf.size)
+            step = new_size(piece, {**sizes, leaf.id: now + 1}) - size
+            lacking = abs(furthest - size)
+            if lacking and lacking % step == 0 and now + sign * (lacking // step) > 0:
+                return leaf.id, lacking // step
+    return None
 
 
 def lowest_units(scores: dict[int, np.ndarray[tuple[int], np.dtype[np.float64]]], count: int) -> dict[int, list[int]]:

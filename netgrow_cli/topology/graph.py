@@ -55,6 +55,7 @@ class Node:
     attrs: settings of the operation, as the spec states them.
     marks: where `op`, `from`, attributes and ranges stand in the spec.
     source: file and line of the model's code, where a trace knows it.
+    code: by setting (`shape[2]`), the attribute of a module that holds its number in the model: `attn.num_heads`.
     hidden: made by netgrow itself (the concatenation behind index ranges); shown under its reader's name.
     """
 
@@ -65,6 +66,7 @@ class Node:
     attrs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     marks: Mapping[str, Mark] = dataclasses.field(default_factory=dict)
     source: str | None = None
+    code: Mapping[str, str] = dataclasses.field(default_factory=dict)
     hidden: bool = False
 
     @property

@@ -106,6 +106,12 @@ _LAYER_KEYS: dict[str, Schema] = {
     "op": {"$ref": "#/$defs/op"},
     "from": {"$ref": "#/$defs/from"},
     "source": {"type": ["string", "null"], "description": "File and line of the model's code: `net.py:12`."},
+    "code": {
+        "type": ["object", "null"],
+        "additionalProperties": {"type": "string"},
+        "description": "By setting, the attribute of a module that holds its number in the model's code: "
+        "`{shape[2]: blocks.0.attn.num_heads}`; `fit` sets it.",
+    },
     "params": {"$ref": "#/$defs/params"},
     "prefix": {
         "type": ["string", "null"],

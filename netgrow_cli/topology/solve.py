@@ -79,10 +79,15 @@ class Site:
 
 @dataclasses.dataclass(frozen=True)
 class Tie:
-    """Layouts whose sizes code computes from one number."""
+    """Layouts whose sizes code computes from one number.
+
+    strict: the operation itself needs it; otherwise a module keeps one number for them (`num_heads`), so that the
+    result does not fit that module where they differ, though it is the same function.
+    """
 
     pieces: tuple[Layout, ...]
     why: str
+    strict: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,8 +244,9 @@ class _Solver:
             self._read(ref, None)
             for axis in self._values[ref.node][ref.output].axes:
                 self.layouts.freeze(axis, f"output of the model ({ref})")
-        for tie in self.ties:
-            self._settle(tie)
+        while any(self._settle(tie) for tie in self.ties):
+            pass
+        self._tie_by_attributes()
         return self._result()
 
     def _input(self, given: Input) -> Value:
@@ -276,12 +282,34 @@ class _Solver:
             raise spec_error(reader, message, "from")
         return outputs[ref.output]
 
-    def _settle(self, tie: Tie) -> None:
-        """Sizes tied by code: leaf with leaf stays a tie, anything else that is not alike is frozen."""
-        pieces = [self.layouts.resolve(piece) for piece in tie.pieces]
-        if not all(isinstance(piece, Width) for piece in pieces) and len({_form(piece) for piece in pieces}) > 1:
-            for piece in pieces:
-                self.layouts.freeze(piece, f"{tie.why}, whose parts are built of different widths")
+    def _settle(self, tie: Tie) -> bool:
+        """Sizes tied by code, of which one may not change, freeze the others; whether something froze."""
+        free = [self._free(piece) for piece in tie.pieces]
+        if all(free) or not any(free):
+            return False
+        stuck = next(piece for piece, found in zip(tie.pieces, free, strict=True) if not found)
+        why = next((why for leaf in leaves(self.layouts.resolve(stuck)) if (why := self.layouts.frozen(leaf))), "fixed")
+        for piece in tie.pieces:
+            self.layouts.freeze(piece, f"{tie.why}, of which one may not change: {why}")
+        return True
+
+    def _tie_by_attributes(self) -> None:
+        """Numbers that one attribute of a module holds."""
+        code = {node.name: node.code for node in self.graph.nodes if node.code}
+        held: dict[str, list[Layout]] = collections.defaultdict(list)
+        for site in self.sites:
+            attribute = code.get(site.node, {}).get(site.what)
+            if attribute is not None and not site.ranged:
+                span = self.layouts.resolve(site.span)
+                if span not in held[attribute]:
+                    held[attribute].append(span)
+        for attribute, pieces in held.items():
+            if len(pieces) > 1:
+                self.ties.append(Tie(tuple(pieces), f"{attribute} is one number", strict=False))
+
+    def _free(self, layout: Layout) -> bool:
+        """Whether some width of a layout may change."""
+        return any(self.layouts.frozen(leaf) is None for leaf in leaves(self.layouts.resolve(layout)))
 
     def _result(self) -> Topology:
         resolve = self.layouts.resolve
@@ -312,7 +340,7 @@ class _Solver:
                 dataclasses.replace(site, span=resolve(site.span), lead=tuple(map(resolve, site.lead)))
                 for site in self.sites
             ),
-            ties=tuple(Tie(tuple(map(resolve, tie.pieces)), tie.why) for tie in self.ties),
+            ties=tuple(dataclasses.replace(tie, pieces=tuple(map(resolve, tie.pieces))) for tie in self.ties),
             widths=_describe(self.graph, self.layouts, values, tensors, uses, effects),
             unclaimed=tuple(name for name in self.infos if self._is_unclaimed(name)),
         )
@@ -341,7 +369,8 @@ def _unit_axis_of(given: Input) -> int:
     return len(given.shape) - 1
 
 
-def _form(layout: Layout) -> str:
+def axis_form(layout: Layout) -> str:
+    """How an axis is built, whichever widths it holds: the same text where unit goes with unit."""
     return axis_text(layout, lambda width: f"w{width.size}")
 
 

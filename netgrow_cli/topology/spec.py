@@ -20,7 +20,7 @@ from netgrow_cli.topology.ops.base import REQUIRED
 VERSION = 1
 MOST_BYTES = 16 * 2**20
 _TOP = ("netgrow", "inputs", "layers", "outputs", "dims", "prefix", "key", "ignore")
-_LAYER = ("op", "from", "params", "prefix", "source")
+_LAYER = ("op", "from", "params", "prefix", "source", "code")
 _SLICE = re.compile(r"^(?P<name>.+?)\[(?:(?P<start>\d{0,12}):(?P<stop>\d{0,12})|(?P<index>\d{1,12}))\]$")
 _RANGE = re.compile(r"^\s*(\d{1,12})\s*:\s*(\d{1,12})\s*$")
 _FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
@@ -166,6 +166,7 @@ class _Builder:
             attrs=attrs,
             marks=marks,
             source=self._source(layer),
+            code=self._code(layer),
         )
 
     def _source(self, layer: Block) -> str | None:
@@ -176,6 +177,16 @@ class _Builder:
         if not isinstance(stated.value, str):
             self._fail(layer, f"`source:` must be text, found {stated.plain()!r}", stated.mark)
         return str(stated.value)
+
+    def _code(self, layer: Block) -> dict[str, str]:
+        """Which attributes of modules hold the layer's numbers, which a trace writes down."""
+        stated = layer.body.value.get("code")
+        if stated is None or stated.value is None:
+            return {}
+        plain = stated.plain()
+        if not isinstance(plain, dict) or not all(isinstance(item, str) for item in plain.values()):
+            self._fail(layer, f"`code:` maps settings to attributes of modules, found {plain!r}", stated.mark)
+        return {str(key): str(item) for key, item in plain.items()}
 
     def _op(self, layer: Block) -> tuple[Op, dict[str, Mark]]:
         stated = layer.body.value.get("op")

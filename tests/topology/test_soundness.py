@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from netgrow_cli.surgery.select import keeping_ties
 from netgrow_cli.topology.layout import leaves
 from netgrow_cli.topology.ops import OPS, canonical
 
@@ -608,6 +609,18 @@ add(
         "a": linear("x", 4, 3),
         "b": linear("x", 4, 5),
         "both": layer("cat", ["a", "b"]),
+        "op": layer("chunk", "both", chunks=2),
+        "one": linear("op[0]", 4, 2),
+        "two": linear("op[1]", 4, 2),
+    },
+    [1, 3, 4],
+    outputs=["one", "two"],
+)
+add(
+    "chunk of which a part is an input",
+    {
+        "a": linear("x", 4, 4),
+        "both": layer("cat", ["a", "x"]),
         "op": layer("chunk", "both", chunks=2),
         "one": linear("op[0]", 4, 2),
         "two": linear("op[1]", 4, 2),
@@ -1399,7 +1412,7 @@ def test_reasons_say_what_freezes() -> None:
     assert "straddle" in reason("group_norm over an unaligned concatenation", "a.weight")
     assert "multiples of 36" in reason("a slice that crosses a row", "a.weight")
     assert "no common grid" in reason("a shuffle that does not fit what it is added to", "a.weight")
-    assert "different widths" in reason("chunk of unlike halves", "a.weight")
+    assert "equal parts, of which one may not change: input" in reason("chunk of which a part is an input", "a.weight")
     assert "repeated along another axis" in reason("one unit repeated along all", "g.weight")
     assert "drops the axis" in reason("a single unit whose axis is dropped", "a.weight")
     assert "squeezed away" in reason("squeeze", "a.weight")
@@ -1410,3 +1423,14 @@ def test_sizes_that_code_ties() -> None:
     for name, sizes in (("chunk", [4, 4]), ("split by one size", [3, 3]), ("split by sizes", None)):
         ties = made(name).topology.ties
         assert [[piece.size for piece in tie.pieces] for tie in ties] == ([sizes] if sizes else [])
+
+
+def test_what_follows_so_that_tied_sizes_stay_equal() -> None:
+    """a (3) and 1 of b are one half, the other 4 of b the other."""
+    topology = made("chunk of unlike halves").topology
+    ids = {info.name: info.width.id for info in topology.widths.values()}
+    a, first, second = ids["a"], ids["b[0:1]"], ids["b[1:5]"]
+    assert keeping_ties(topology, {second: 2}) == {second: 2, a: 2}
+    assert keeping_ties(topology, {first: 1, second: 1}) == {first: 1, second: 1}
+    assert keeping_ties(topology, {a: 2}, sign=-1) == {a: 2, second: 2}
+    assert keeping_ties(topology, {second: 1}, sign=-1) == {second: 1, a: 1}  # (the only unit of `first` stays)

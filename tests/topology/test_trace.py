@@ -149,13 +149,12 @@ def test_what_must_follow_in_the_code_has_a_place(tmp_path: Path) -> None:
 
 
 def test_the_batch_is_free() -> None:
-    """But where an operation without a rule is bound to the traced one, or code computes with it."""
+    """But where an operation without a rule is bound to the traced one."""
     for toy in TOYS:
         found = yaml.safe_load(trace_model(started(toy.make), [parse_input(text) for text in toy.inputs]).text)
         first = next(iter(found["inputs"].values()))
         shape = first["shape"] if isinstance(first, dict) else first
-        bound = toy.unknown or toy.name.startswith(("encoder", "multihead"))
-        assert (shape[0] == "batch") == (not bound), toy.name
+        assert (shape[0] == "batch") == (not toy.unknown), toy.name
 
 
 # -- operations in place ----------------------------------------------------------------------------------

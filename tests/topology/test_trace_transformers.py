@@ -91,7 +91,7 @@ FAMILIES = [
     Family("phi3", "Phi3ForCausalLM", LLAMA, "model.layers.1.mlp.gate_up_proj[0:48]", "intermediate_size"),
     Family("gpt2", "GPT2LMHeadModel", GPT2, "transformer.h.1.mlp.c_fc", "n_inner"),
     Family(
-        "gpt_neox", "GPTNeoXForCausalLM", old("gpt_neox"), "gpt_neox.layers.1.mlp.dense_h_to_4h", "intermediate_size", 5
+        "gpt_neox", "GPTNeoXForCausalLM", old("gpt_neox"), "gpt_neox.layers.1.mlp.dense_h_to_4h", "intermediate_size"
     ),
     Family(
         "opt", "OPTForCausalLM", old("opt", ffn_dim=48, word_embed_proj_dim=32), "model.decoder.layers.1.fc1", "ffn_dim"

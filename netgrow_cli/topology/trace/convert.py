@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from netgrow_cli.topology.trace.attributes import Attributes
+from netgrow_cli.topology.trace.folding import Folded
 from netgrow_cli.topology.trace.layer import Layer
 from netgrow_cli.topology.trace.reading import (
     as_list,
@@ -17,31 +19,52 @@ from netgrow_cli.topology.trace.reading import (
     is_float,
     is_tensor,
     operation,
-    shape,
     shape_of,
     source_line,
 )
 
+# Settings that hold numbers of the model's code, by operation.
+_COUNTED = {
+    "reshape": ("shape",),
+    "slice": ("start", "stop"),
+    "split": ("sizes",),
+    "expand": ("sizes",),
+    "group_norm": ("groups",),
+    "attention": ("scale",),
+    "mul": ("by",),
+    "div": ("by",),
+}
 _SKIPPED = ("_assert", "sym_", "_set_grad_enabled", "_enter_autocast", "_exit_autocast")
 
 
 class Converter:
     """Converts one exported program; `layers` and `outputs` are the result."""
 
-    def __init__(self, program: Any, names: Sequence[str], handlers: Mapping[str, Handler]) -> None:
+    def __init__(
+        self,
+        program: Any,
+        names: Sequence[str],
+        handlers: Mapping[str, Handler],
+        attributes: Attributes | None = None,
+        batch: int | None = None,
+    ) -> None:
         self.layers: list[Layer] = []
         self.unknown: dict[str, int] = {}
         self.fixed_batch = False
         self.empty: set[Any] = set()
         self._handlers = handlers
+        self._attributes = attributes
         self._program = program
         self._values: dict[Any, Any] = {}
         self._tensors: dict[Any, str] = {}
         self._parameters: dict[str, str] = {}
         self._taken: set[str] = set(names)
-        self._numbers: set[str] = set()  # layers that depend on no input and no tensor
+        self._folded = Folded()
+        self._tables: dict[Any, str] = {}
+        self._stated: dict[Any, str] = {}
+        self._in_numbers = False
         self._names = list(names)
-        self.batch: int | None = None
+        self.batch = batch
 
     def convert(self) -> list[str]:
         """Convert all operations; the references of the model's outputs."""
@@ -73,17 +96,9 @@ class Converter:
                 self._tensors[node] = tensors[node.name]
             elif node.name in tensors or node.name in lifted:
                 name = tensors.get(node.name) or lifted[node.name]
-                self._constant(node, self._program.constants[name])
+                self._folded.give(node, self._program.constants[name])
             elif is_tensor(node):
                 self._values[node] = next(user)
-                sizes = shape(node)
-                self.batch = sizes[0] if sizes and self.batch is None else self.batch
-
-    def _constant(self, node: Any, tensor: Any) -> None:
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        if tensor.is_floating_point():
-            tensor = tensor.double()
-        self.put(node, "constant", (), attrs={"value": tensor.tolist(), "dtype": dtype})
 
     def tensor(self, node: Any) -> str | None:
         """The checkpoint's name of a node that is a parameter or buffer as it is; None for anything computed."""
@@ -91,6 +106,10 @@ class Converter:
 
     def ref(self, node: Any) -> str:
         """The reference of a value; a parameter becomes a layer of its own when it is used as a value."""
+        if not self._in_numbers or node not in self._values:
+            table = self._table(node)
+            if table is not None:
+                return table
         if node in self._values:
             value = self._values[node]
             return str(value[0]) if isinstance(value, list) else str(value)
@@ -101,12 +120,53 @@ class Converter:
             self._parameters[name] = made
         return self._parameters[name]
 
+    def number(self, node: Any) -> Any:
+        """The numbers of a node that depends on no input and no tensor of the checkpoint; None for others."""
+        return self._folded.value(node) if hasattr(node, "op") else None
+
+    def _table(self, node: Any) -> str | None:
+        """The reference of a layer that states the numbers of a node; None where it is no such node."""
+        if node in self._stated:
+            return self._stated[node]
+        table = self._folded.table(node, self.batch)
+        if table is None:
+            return None
+        values = table.values
+        key = (str(values.dtype), tuple(values.shape), tuple(values.flatten().tolist()))
+        if key not in self._tables:
+            self._tables[key] = self._free(self._path(node))
+            dtype = "float32" if values.is_floating_point() else str(values.dtype).removeprefix("torch.")
+            attrs = {"value": values.tolist(), "dtype": dtype}
+            self.layers.append(Layer(self._tables[key], "constant", (), {}, attrs))
+        name = self._tables[key]
+        if table.repeated:
+            sizes = [self._repeat(one, every) for one, every in zip(values.shape, table.sizes, strict=True)]
+            repeated = self._free(f"{self._path(node)}.repeated")
+            self.layers.append(Layer(repeated, "expand", (name,), {}, {"sizes": sizes}, source_line(node)))
+            name = repeated
+        self._stated[node] = name
+        return name
+
+    def _repeat(self, one: int, every: int) -> int | str:
+        if one == every:
+            return -1
+        return self.size(every)
+
+    def size(self, number: int) -> int | str:
+        """A size that the code states or computes: `batch` where it is that."""
+        if self.batch is None or number % self.batch:
+            return number
+        if number != self.batch:
+            self.fixed_batch = True
+            return number
+        return "batch"
+
     def alias(self, node: Any, source: Any) -> None:
         """A node that is the value of another: copies, casts between floating dtypes, detach."""
         if source in self._tensors:
             self._tensors[node] = self._tensors[source]
         else:
-            self._values[node] = self._values[source]
+            self._values[node] = self._values[source] if source in self._values else self.ref(source)
 
     def put(
         self,
@@ -152,12 +212,22 @@ class Converter:
     def _add(
         self, node: Any, name: str, op: str, refs: Sequence[str], params: Mapping[str, str], attrs: Mapping[str, Any]
     ) -> None:
-        if not params and all(self._is_number(ref) for ref in refs):
-            self._numbers.add(name)
-        self.layers.append(Layer(name, op, tuple(refs), dict(params), dict(attrs), source_line(node)))
+        code = self._code(node, op, attrs) if self._attributes is not None else {}
+        self.layers.append(Layer(name, op, tuple(refs), dict(params), dict(attrs), source_line(node), code))
 
-    def _is_number(self, ref: str) -> bool:
-        return ref.partition("[")[0] in self._numbers
+    def _code(self, node: Any, op: str, attrs: Mapping[str, Any]) -> dict[str, str]:
+        """By setting, the attribute of a module that holds the number."""
+        assert self._attributes is not None
+        found: dict[str, str] = {}
+        for setting in _COUNTED.get(op, ()):
+            value = attrs.get(setting)
+            many = isinstance(value, (list, tuple))
+            for place, number in enumerate(value if isinstance(value, (list, tuple)) else [value]):
+                what = f"{setting}[{place}]" if many else setting
+                attribute = self._attributes.of(node, what, number)
+                if attribute is not None:
+                    found[what] = attribute
+        return found
 
     def item(self, node: Any, source: Any, index: int) -> None:
         """A node that is one of several outputs of another."""
@@ -191,13 +261,17 @@ class Converter:
         target = node.target
         name = operation(target)
         if name == "getitem":
-            self.item(node, node.args[0], node.args[1])
+            if not self._folded.compute(node):
+                self.item(node, node.args[0], node.args[1])
         elif name.startswith("wrap_with"):
             self._inline(node, graph)
-        elif not any(word in name for word in _SKIPPED) and not (
-            name in self._handlers and self._handlers[name](self, node)
-        ):
-            self._generic(node)
+        elif not any(word in name for word in _SKIPPED):
+            self._in_numbers = self._folded.compute(node)
+            if not (self._in_numbers and self._folded.table(node, self.batch)) and not (
+                name in self._handlers and self._handlers[name](self, node)
+            ):
+                self._generic(node)
+            self._in_numbers = False
 
     def _inline(self, node: Any, graph: Any) -> None:
         """The operations under `no_grad` or autocast are recorded in a graph of their own."""
@@ -207,14 +281,17 @@ class Converter:
         for part in inner.graph.nodes:
             if part.op == "placeholder":
                 source = next(arguments)
-                if source in self._values or source in self._tensors:
+                if self.number(source) is not None:
+                    self._folded.give(part, self.number(source))
+                elif source in self._values or source in self._tensors:
                     self.alias(part, source)
             elif part.op == "call_function":
                 self._call(part, inner.graph)
             elif part.op == "output":
-                results = part.args[0]
-                many = isinstance(results, (list, tuple))
-                self._values[node] = [self.ref(item) for item in results] if many else self.ref(results)
+                results = as_list(part.args[0])
+                if all(self.number(item) is not None for item in results):
+                    self._folded.give(node, [self.number(item) for item in results])
+                self._values[node] = [self.ref(item) for item in results]
 
     def _generic(self, node: Any) -> None:
         import torch
@@ -230,7 +307,7 @@ class Converter:
         attrs = {"call": functional_form(call), "args": arguments, "shapes": shapes}
         if keywords:
             attrs["kwargs"] = keywords
-        if not all(self._is_number(self.ref(operand)) for operand in operands):
+        if not self._in_numbers:
             self.unknown[call] = self.unknown.get(call, 0) + 1
             self.fixed_batch = True
         self.put(node, "aten", operands, attrs=attrs, outputs=max(1, len(shapes)))

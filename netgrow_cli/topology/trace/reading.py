@@ -73,10 +73,15 @@ def _memory(node: Any, known: Mapping[Any, Any]) -> Any:
     return values[0].untyped_storage()._cdata if values else node
 
 
+def frames(node: Any) -> list[tuple[str, int]]:
+    """File and line of the calls that led to a node, outermost first."""
+    return [(file, int(line)) for file, line in _FRAME.findall(node.meta.get("stack_trace") or "")]
+
+
 def source_line(node: Any) -> str | None:
     """File and line of the innermost frame outside torch."""
-    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    own = [frame for frame in frames if "/torch/" not in frame[0]] or frames
+    found = frames(node)
+    own = [frame for frame in found if "/torch/" not in frame[0]] or found
     return f"{Path(own[-1][0]).name}:{own[-1][1]}" if own else None
 
 

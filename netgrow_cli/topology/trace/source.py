@@ -9,7 +9,7 @@ import io
 import json
 import logging
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from netgrow_cli.errors import SpecError, UsageError, first_line
 from netgrow_cli.modelcode import load_model
 from netgrow_cli.topology.solve import solve
 from netgrow_cli.topology.spec import parse_spec
+from netgrow_cli.topology.trace.attributes import Attributes
 from netgrow_cli.topology.trace.convert import Converter
 from netgrow_cli.topology.trace.fuse import fuse
 from netgrow_cli.topology.trace.handlers import HANDLERS
@@ -26,6 +27,8 @@ from netgrow_cli.topology.trace.inputs import Given
 from netgrow_cli.topology.trace.layer import Layer
 from netgrow_cli.topology.trace.reading import drop_dropout, mutates
 from netgrow_cli.topology.trace.write import spec_text
+
+_PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109, 113)
 
 TOKENS = (2, 9)
 """Batch and length of the token ids that a language model is traced with where nothing is said."""
@@ -52,42 +55,93 @@ def trace_model(
     model: Any, given: Sequence[Given], *, origin: str = "a model", options: dict[str, Any] | None = None
 ) -> Traced:
     """Trace a module on inputs of these shapes. Raises UsageError where torch cannot export it."""
-    import torch
-
     if not given:
         raise UsageError("say what the model reads: --input 'float32[2,3,96,96]', one for each argument")
+    batch = given[0].shape[0] if given[0].shape else 1
+    unlike = _unlike(model, given)
+    with _evaluating(model):
+        for size in (unlike, batch):
+            try:
+                program = _export(model, _with_batch(given, batch, size), options or {})
+            except Exception as error:
+                if size == unlike:  # the code may take the stated batch only
+                    continue
+                why = f"torch.export cannot trace it{_place(error)}: {first_line(error)}"
+                raise UsageError(f"{origin}: {why}") from None
+            traced = _converted(model, program, given, size if size == unlike else None, origin)
+            if traced is not None:
+                break
+    assert traced is not None, "the stated batch is always an answer"
+    return traced
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """The model in evaluation, and afterwards as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _export(model: Any, given: Sequence[Given], options: Mapping[str, Any]) -> Any:
+    """The exported program, functional where it matters. Raises whatever torch raises."""
+    import torch
+
     device = str(next(iter(model.parameters()), torch.zeros(0)).device)
     examples = [(item, item.tensor(device)) for item in given]
     positional = tuple(tensor for item, tensor in examples if item.name is None)
     keywords = {item.name: tensor for item, tensor in examples if item.name is not None}
     # torch logs and prints what it also raises; one line is enough for people.
     logging.getLogger("torch").setLevel(logging.CRITICAL)
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with contextlib.redirect_stderr(io.StringIO()):
-            program = torch.export.export(model, positional, {**keywords, **(options or {})}, strict=False)
-    except Exception as error:
-        raise UsageError(f"{origin}: torch.export cannot trace it{_place(error)}: {first_line(error)}") from None
-    finally:
-        for module, training in modes:
-            module.training = training
+    with contextlib.redirect_stderr(io.StringIO()):
+        program = torch.export.export(model, positional, {**keywords, **options}, strict=False)
     if mutates(program.graph):
         drop_dropout(program.graph)
         program = program.run_decompositions({})
+    return program
+
+
+def _converted(model: Any, program: Any, given: Sequence[Given], batch: int | None, origin: str) -> Traced | None:
+    """The spec of a program; None where its batch was one that stands for any, and it does not hold at any.
+
+    batch: the batch that stands for any, None where the traced one is meant.
+    """
     names = _argument_names(model, given)
-    converter = Converter(program, names, HANDLERS)
+    converter = Converter(program, names, HANDLERS, Attributes(dict(model.named_modules())), batch)
     outputs = converter.convert()
-    layers = fuse(converter.layers, outputs)
-    layers = _used(layers, outputs)
-    pairs = list(zip(names, given, strict=True))
-    if not converter.fixed_batch:
-        text = spec_text(pairs, layers, outputs, tensors=set(program.state_dict), fixed_batch=False, origin=origin)
-        if _holds_at_any_batch(text, program, given[0].shape[0]):
-            return Traced(text, converter.unknown)
-    layers = [_with_batch(layer, given[0].shape[0]) for layer in layers]
-    text = spec_text(pairs, layers, outputs, tensors=set(program.state_dict), fixed_batch=True, origin=origin)
+    if batch is not None and converter.fixed_batch:
+        return None
+    layers = _used(fuse(converter.layers, outputs), outputs)
+    text = spec_text(
+        list(zip(names, given, strict=True)),
+        layers,
+        outputs,
+        tensors=set(program.state_dict),
+        fixed_batch=batch is None,
+        origin=origin,
+    )
+    if batch is not None and not _holds_at_any_batch(text, program, batch):
+        return None
     return Traced(text, converter.unknown)
+
+
+def _unlike(model: Any, given: Sequence[Given]) -> int:
+    """A batch that is like no other size of the model, so that numbers that follow it can be told from others."""
+    sizes = {size for tensor in model.state_dict().values() for size in tensor.shape}
+    sizes |= {size for item in given for size in item.shape[1:]}
+    return next(prime for prime in _PRIMES if not any(size % prime == 0 for size in sizes if size > 0))
+
+
+def _with_batch(given: Sequence[Given], batch: int, size: int) -> list[Given]:
+    """The inputs with another batch; those whose first size is not the batch stay."""
+    return [
+        dataclasses.replace(item, shape=(size, *item.shape[1:])) if item.shape[:1] == (batch,) else item
+        for item in given
+    ]
 
 
 def _place(error: Exception) -> str:
@@ -108,14 +162,6 @@ def _holds_at_any_batch(text: str, program: Any, batch: int) -> bool:
     outputs = [[topology.value(ref).shape for ref in graph.outputs] for topology in shapes]
     expected = [tuple(batch + 1 if n == 0 else size for n, size in enumerate(shape)) for shape in outputs[0]]
     return outputs[1] == expected
-
-
-def _with_batch(layer: Layer, batch: int) -> Layer:
-    """The batch as a number, where other operations are bound to it too."""
-    if layer.op != "expand":
-        return layer
-    sizes = [batch if size == "batch" else size for size in layer.attrs["sizes"]]
-    return dataclasses.replace(layer, attrs={**layer.attrs, "sizes": sizes})
 
 
 def _used(layers: Sequence[Layer], outputs: Sequence[str]) -> list[Layer]:

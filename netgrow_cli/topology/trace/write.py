@@ -61,6 +61,8 @@ def _layer(layer: Layer, tensors: Collection[str]) -> str:
     parts += [f"{key}: {_value(value)}" for key, value in layer.attrs.items()]
     if layer.source is not None and (layer.op in _WITH_SOURCE or "groups" in layer.attrs):
         parts.append(f"source: {_word(layer.source)}")
+    if layer.code:
+        parts.append(f"code: {_value(layer.code)}")
     return "{" + ", ".join(parts) + "}"
 
 

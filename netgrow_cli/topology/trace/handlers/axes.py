@@ -109,17 +109,17 @@ def _reshape(made: Converter, node: Any) -> bool:
         return True
     if math.prod(before) == 0:
         return False
-    sizes: list[int] = list(after)
     kept = 0
     while kept < min(len(before), len(after)) and before[kept] == after[kept]:
-        sizes[kept] = 0
         kept += 1
     place = _open_size(node, kept, after)
-    if place is not None:
-        sizes[place] = -1
-    if kept == 0 and before[0] == made.batch:
-        made.fixed_batch = True
-    made.put(node, "reshape", [source], attrs={"shape": sizes})
+    if place is None:  # several batches in one axis: what remains
+        batch = made.batch or 0
+        place = next(
+            (n for n in range(kept, len(after)) if batch > 1 and after[n] > batch and after[n] % batch == 0), None
+        )
+    stated = [-1 if n == place else made.size(size) for n, size in enumerate(after)]
+    made.put(node, "reshape", [source], attrs={"shape": [*[0] * kept, *stated[kept:]]})
     return True
 
 
@@ -159,9 +159,7 @@ def _expand(made: Converter, node: Any) -> bool:
         made.alias(node, node.args[0])
         return True
     more = len(after) - len(before)
-    sizes = [-1 if n >= more and before[n - more] == after[n] else after[n] for n in range(len(after))]
-    if sizes[0] == made.batch:
-        sizes[0] = "batch"  # type: ignore[call-overload]
+    sizes = [-1 if n >= more and before[n - more] == after[n] else made.size(after[n]) for n in range(len(after))]
     made.put(node, "expand", [node.args[0]], attrs={"sizes": sizes})
     return True
 

@@ -1,0 +1,128 @@
+"""Which attribute of a module holds a number of the graph: `attn.num_heads` for the 4 of `view(2, 9, 4, 8)`.
+
+An exported graph has numbers only. The module whose operation it is, and its code, tell where they came from: an
+attribute of the module (or of one around it) that has this value and that the code names. Where several do, the
+place in the call decides, or nothing does.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import linecache
+import re
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from netgrow_cli.topology.trace.reading import frames
+
+# Numbers of a module that are no sizes, whatever their value.
+_NO_SIZES = re.compile(r"idx|index|layer_id|depth|stage|kernel|stride|padding|dilation|dropout|iteration|version|rank$")
+# What the functions that do a module's work call what it keeps under another name.
+_INNER_NAMES = {"embed_dim_to_check": "embed_dim"}
+
+
+class Attributes:
+    """Finds the attributes of one model's modules."""
+
+    def __init__(self, modules: Mapping[str, Any]) -> None:
+        self._modules = modules
+
+    def of(self, node: Any, what: str, value: Any) -> str | None:
+        """The path of the attribute that holds a number of a node, None where it cannot be told.
+
+        what: the setting, as a spec names it: `shape[2]`. value: the number.
+        """
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value in (0, 1, -1):
+            return None
+        for path in self._around(node):
+            found = self._in(self._modules[path], node, what, value)
+            if found is not None:
+                return f"{path}.{found}" if path else found
+        return None
+
+    def _around(self, node: Any) -> Iterator[str]:
+        """The modules that a node belongs to, innermost first."""
+        stack = [entry[0] for entry in (node.meta.get("nn_module_stack") or {}).values()]
+        for path in reversed(stack):
+            plain = re.sub(r"@\d+$", "", path)
+            if plain in self._modules:
+                yield plain
+
+    def _in(self, module: Any, node: Any, what: str, value: float) -> str | None:
+        kind: Any = type(module)
+        named = _named_in_code(kind)
+        found = [
+            name
+            for name, held in vars(module).items()
+            if type(held) is type(value) and held == value and name in named and not _NO_SIZES.search(name)
+        ]
+        if len(found) > 1:
+            stated = _stated_in_call(node, what)
+            found = [name for name in found if name == stated]
+        return found[0] if found else None
+
+
+@functools.cache
+def _named_in_code(kind: Any) -> frozenset[str]:
+    """The attributes of `self` that a module's class reads outside its constructor."""
+    named: set[str] = set()
+    for base in kind.__mro__:
+        if base.__module__ == "torch.nn.modules.module" or base is object:
+            break
+        for name, member in vars(base).items():
+            if name != "__init__" and inspect.isfunction(member):
+                named |= _reads(member)
+    return frozenset(named)
+
+
+def _reads(function: Any) -> set[str]:
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        return set()
+    return {
+        part.attr
+        for part in ast.walk(tree)
+        if isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name) and part.value.id == "self"
+    }
+
+
+def _stated_in_call(node: Any, what: str) -> str | None:
+    """What the model's code says at the place of a setting: `num_heads` for `x.view(b, t, num_heads, d)`."""
+    place = re.fullmatch(r"\w+\[(\d+)\]", what)
+    for file, line in reversed(frames(node)):
+        call = _call_at(file, line)
+        if call is None:
+            continue
+        arguments = list(call.args)
+        while arguments and isinstance(arguments[0], (ast.Tuple, ast.List)):
+            arguments = list(arguments[0].elts)
+        if place is None or int(place[1]) >= len(arguments):
+            return None
+        stated = arguments[int(place[1])]
+        name = getattr(stated, "attr", None) or getattr(stated, "id", None)
+        return _INNER_NAMES.get(str(name), str(name)) if name else None
+    return None
+
+
+@functools.lru_cache(maxsize=4096)
+def _call_at(file: str, line: int) -> ast.Call | None:
+    """The reshape, split or the like that a line makes; None where there are several, or none."""
+    text = linecache.getline(file, line) if Path(file).suffix == ".py" else ""
+    for candidate in (text.strip(), text.strip().rstrip(":"), f"{text.strip()})"):
+        try:
+            tree = ast.parse(candidate)
+        except SyntaxError:
+            continue
+        calls = [part for part in ast.walk(tree) if isinstance(part, ast.Call) and _cuts(part)]
+        return calls[0] if len(calls) == 1 else None
+    return None
+
+
+def _cuts(call: ast.Call) -> bool:
+    name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    return name in ("view", "reshape", "unflatten", "split", "chunk", "expand", "split_with_sizes", "narrow")
