@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from netgrow_cli.checkpoint import Checkpoint, open_checkpoint
 from netgrow_cli.errors import CheckpointError, NetgrowError, UsageError
 from netgrow_cli.topology.discover import find_spec, place_of_tensors
+from netgrow_cli.topology.layout import leaves
 from netgrow_cli.topology.solve import Topology, solve
 
 if TYPE_CHECKING:
@@ -25,22 +26,30 @@ def fit(
 ) -> torch.nn.Module:
     """Resize a model's parameters in place to a checkpoint's shapes, and load it.
 
-    Sizes that modules keep as attributes (in_features, groups, normalized_shape, eps, ...) follow, from the
-    shapes and from the spec that goes with the checkpoint. Sizes in the model's own code cannot be reached;
+    Sizes that modules keep as attributes follow: those of torch's own layers (in_features, groups,
+    normalized_shape, eps, ...) from the shapes and from the spec that goes with the checkpoint, any others (num_heads,
+    split sizes, ...) from a traced spec, which names them. Sizes in the model's own code cannot be reached;
     `model_code` in a change's report lists them. Returns the model. Make a new optimizer afterwards: parameters
     that changed their shape are new objects.
 
-    Raises CheckpointError where names do not match, UsageError where a size cannot be told.
+    Raises CheckpointError where names do not match, UsageError where a size cannot be told or one number of the model
+    would have to be two.
     """
     path = Path(path)
     stated = Path(spec) if spec is not None else None
     key, prefix = place_of_tensors(path, stated, key, prefix)
     with open_checkpoint(path, key=key, prefix=prefix) as checkpoint:
         _check_names(model, checkpoint)
-        settings = _settings(checkpoint, path, stated)
+        topology = _topology(checkpoint, path, stated)
+        settings = _settings(topology) if topology is not None else {}
+        attributes = attribute_values(topology) if topology is not None else {}
         _resize(model, checkpoint)
         for name, module in model.named_modules():
             _adjust(name, module, settings)
+        for place, value in attributes.items():
+            _set(model, place, value)
+        for module in model.modules():
+            _multihead(module)
         state = {name: checkpoint.read(name) for name in checkpoint.tensors}
         model.load_state_dict(state, strict=True)
     return model
@@ -76,18 +85,65 @@ def _resize(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
 # -- what modules keep beside their parameters ---------------------------------------------------------
 
 
-def _settings(checkpoint: Checkpoint, path: Path, stated: Path | None) -> dict[str, dict[str, Any]]:
-    """By module name, the settings that the checkpoint's own spec states: eps, groups.
-
-    A norm without parameters is found by its layer's name, and its shape is what it normalises.
-    """
+def _topology(checkpoint: Checkpoint, path: Path, stated: Path | None) -> Topology | None:
+    """The checkpoint's own spec, solved; None where it has none."""
     try:
         found = find_spec(checkpoint, path, stated, draft=False)
     except NetgrowError:
         if stated is not None:
             raise
-        return {}
-    topology = solve(found.graph(checkpoint), checkpoint.tensors)
+        return None
+    return solve(found.graph(checkpoint), checkpoint.tensors)
+
+
+def attribute_values(topology: Topology) -> dict[str, int | float]:
+    """By path (`blocks.0.attn.num_heads`), the numbers that modules keep, as a traced spec names them.
+
+    Raises UsageError where one would have to be two.
+    """
+    values: dict[str, int | float] = {}
+    for site in topology.sites:
+        place = topology.graph.node(site.node).code.get(site.what)
+        if place is None or site.ranged or not any(True for _ in leaves(site.span)):
+            continue
+        if values.setdefault(place, site.span.size) != site.span.size:
+            raise UsageError(
+                f"the model's code has one number, {place}, where the checkpoint needs {values[place]} and "
+                f"{site.span.size} ({site.source or site.node}); change both widths alike, or the code"
+            )
+    for node in topology.graph.nodes:
+        if "eps" in node.code:
+            values[node.code["eps"]] = node.attrs["eps"]
+        if node.op == "attention" and "scale" in node.code:
+            stated = node.attrs.get("scale")
+            size = topology.value(node.inputs[0]).shape[-1]
+            values[node.code["scale"]] = size**-0.5 if stated is None else stated
+    return values
+
+
+def _set(model: torch.nn.Module, place: str, value: int | float) -> None:
+    """Set an attribute that the model has; a spec may come from another version of its code."""
+    path, _, name = place.rpartition(".")
+    module = dict(model.named_modules()).get(path)
+    if module is not None and isinstance(getattr(module, name, None), (int, float)):
+        setattr(module, name, value)
+
+
+def _multihead(module: Any) -> None:
+    """What torch's attention keeps beside the two numbers that its code reads."""
+    import torch
+
+    if isinstance(module, torch.nn.MultiheadAttention):
+        module.head_dim = module.embed_dim // module.num_heads
+        if module._qkv_same_embed_dim:
+            module.kdim = module.vdim = module.embed_dim
+
+
+def _settings(topology: Topology) -> dict[str, dict[str, Any]]:
+    """By module name, the settings that the checkpoint's own spec states: eps, groups.
+
+    A norm without parameters is found by its layer's name, and its shape is what it normalises.
+    """
     settings: dict[str, dict[str, Any]] = {}
     for node in topology.graph.nodes:
         tensor = node.params.get("weight")

@@ -520,7 +520,8 @@ def _following_numbers(
             code.append(CodeChange(_shown(topology, site.node), site.what, before, after, site.source, held))
     for node, (old, new) in eps.items():
         spec.append(SpecChange(node, "eps", _yaml_float(new)))
-        code.append(CodeChange(node, "eps", old, new, topology.graph.node(node).source))
+        named = topology.graph.node(node)
+        code.append(CodeChange(node, "eps", old, new, named.source, named.code.get("eps")))
     return tuple(code), tuple(spec)
 
 

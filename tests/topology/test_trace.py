@@ -116,7 +116,8 @@ def test_every_width_changes_in_the_model_too(saved: Saved, tmp_path: Path) -> N
             assert info.effects, f"{command} of {info.name}"
             continue
         assert report.equivalence is not None and report.equivalence.equal
-        if report.as_json()["model_code"] and saved.toy.coded:
+        reachable = all(entry["attribute"] or entry["what"] == "eps" for entry in report.as_json()["model_code"])
+        if report.plan.torn or (saved.toy.coded and not reachable):
             continue
         model = netgrow_cli.fit(started(saved.toy.make).double(), output)
         alike(saved.outputs(model, inputs), before, 1e-10)

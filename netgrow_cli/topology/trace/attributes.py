@@ -8,6 +8,7 @@ place in the call decides, or nothing does.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import inspect
 import linecache
@@ -38,8 +39,9 @@ class Attributes:
         """
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value in (0, 1, -1):
             return None
-        for path in self._around(node):
-            found = self._in(self._modules[path], node, what, value)
+        stated = _stated_in_call(node, what)
+        for inner, path in enumerate(self._around(node)):
+            found = self._in(self._modules[path], stated, value, innermost=inner == 0)
             if found is not None:
                 return f"{path}.{found}" if path else found
         return None
@@ -52,7 +54,7 @@ class Attributes:
             if plain in self._modules:
                 yield plain
 
-    def _in(self, module: Any, node: Any, what: str, value: float) -> str | None:
+    def _in(self, module: Any, stated: Stated, value: float, *, innermost: bool) -> str | None:
         kind: Any = type(module)
         named = _named_in_code(kind)
         found = [
@@ -60,10 +62,18 @@ class Attributes:
             for name, held in vars(module).items()
             if type(held) is type(value) and held == value and name in named and not _NO_SIZES.search(name)
         ]
-        if len(found) > 1:
-            stated = _stated_in_call(node, what)
-            found = [name for name in found if name == stated]
-        return found[0] if found else None
+        if stated.name in found:
+            return stated.name
+        # A local variable, or a call that cannot be read: the module's one number of this value.
+        return found[0] if innermost and len(found) == 1 and stated.may_be_other else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Stated:
+    """What the model's code says at the place of a setting: a name, and whether it may stand for another one."""
+
+    name: str | None
+    may_be_other: bool
 
 
 @functools.cache
@@ -91,7 +101,7 @@ def _reads(function: Any) -> set[str]:
     }
 
 
-def _stated_in_call(node: Any, what: str) -> str | None:
+def _stated_in_call(node: Any, what: str) -> Stated:
     """What the model's code says at the place of a setting: `num_heads` for `x.view(b, t, num_heads, d)`."""
     place = re.fullmatch(r"\w+\[(\d+)\]", what)
     for file, line in reversed(frames(node)):
@@ -101,12 +111,16 @@ def _stated_in_call(node: Any, what: str) -> str | None:
         arguments = list(call.args)
         while arguments and isinstance(arguments[0], (ast.Tuple, ast.List)):
             arguments = list(arguments[0].elts)
-        if place is None or int(place[1]) >= len(arguments):
-            return None
-        stated = arguments[int(place[1])]
-        name = getattr(stated, "attr", None) or getattr(stated, "id", None)
-        return _INNER_NAMES.get(str(name), str(name)) if name else None
-    return None
+        position = int(place[1]) if place else 0
+        if place is None or position >= len(arguments) or any(isinstance(part, ast.Starred) for part in arguments):
+            break
+        stated = arguments[position]
+        if isinstance(stated, ast.Attribute):
+            return Stated(stated.attr, False)
+        if isinstance(stated, ast.Name):
+            return Stated(_INNER_NAMES.get(stated.id, stated.id), True)
+        return Stated(None, False)  # computed: `x.size(-1)`, `dim // heads`
+    return Stated(None, True)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -31,6 +31,9 @@ _COUNTED = {
     "expand": ("sizes",),
     "group_norm": ("groups",),
     "attention": ("scale",),
+    "layer_norm": ("eps",),
+    "rms_norm": ("eps",),
+    "add": ("by",),
     "mul": ("by",),
     "div": ("by",),
 }

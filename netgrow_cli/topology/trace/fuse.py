@@ -57,7 +57,8 @@ def _rms_norm(
             last = following[0]
     attrs = {"eps": add.attrs["by"], **({"offset": offset} if offset else {})}
     params = {"weight": weight} if weight is not None else {}
-    norm = dataclasses.replace(last, op="rms_norm", inputs=(source,), params=params, attrs=attrs)
+    code = {"eps": add.code["by"]} if "by" in add.code else {}
+    norm = dataclasses.replace(last, op="rms_norm", inputs=(source,), params=params, attrs=attrs, code=code)
     return norm, {power.name, mean.name, add.name, root.name, *more}
 
 
