@@ -104,8 +104,9 @@ def attribute_values(topology: Topology) -> dict[str, int | float]:
     values: dict[str, int | float] = {}
     for site in topology.sites:
         place = topology.graph.node(site.node).code.get(site.what)
-        if place is None or site.ranged or not any(True for _ in leaves(site.span)):
-            continue
+        users = [topology.widths[leaf.id] for leaf in leaves(site.span)]
+        if place is None or site.ranged or not any(info.producers or info.consumers for info in users):
+            continue  # (an axis that no tensor has follows no change)
         if values.setdefault(place, site.span.size) != site.span.size:
             raise UsageError(
                 f"the model's code has one number, {place}, where the checkpoint needs {values[place]} and "

@@ -294,15 +294,17 @@ class _Solver:
         return True
 
     def _tie_by_attributes(self) -> None:
-        """Numbers that one attribute of a module holds."""
+        """Numbers that one attribute of a module holds, of axes that some tensor has."""
         code = {node.name: node.code for node in self.graph.nodes if node.code}
+        made = {leaf.id for axes in self._axes.values() for axis in axes for leaf in leaves(self.layouts.resolve(axis))}
         held: dict[str, list[Layout]] = collections.defaultdict(list)
         for site in self.sites:
             attribute = code.get(site.node, {}).get(site.what)
-            if attribute is not None and not site.ranged:
-                span = self.layouts.resolve(site.span)
-                if span not in held[attribute]:
-                    held[attribute].append(span)
+            span = self.layouts.resolve(site.span)
+            if attribute is None or site.ranged or span in held[attribute]:
+                continue
+            if any(leaf.id in made for leaf in leaves(span)):
+                held[attribute].append(span)
         for attribute, pieces in held.items():
             if len(pieces) > 1:
                 self.ties.append(Tie(tuple(pieces), f"{attribute} is one number", strict=False))

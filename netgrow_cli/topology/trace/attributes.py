@@ -23,7 +23,8 @@ from netgrow_cli.topology.trace.reading import frames
 # Numbers of a module that are no sizes, whatever their value.
 _NO_SIZES = re.compile(r"idx|index|layer_id|depth|stage|kernel|stride|padding|dilation|dropout|iteration|version|rank$")
 # What the functions that do a module's work call what it keeps under another name.
-_INNER_NAMES = {"embed_dim_to_check": "embed_dim"}
+_INNER_NAMES = {"embed_dim_to_check": "embed_dim", "E": "embed_dim"}
+_LONGEST_FUNCTION = 400
 
 
 class Attributes:
@@ -118,9 +119,22 @@ def _stated_in_call(node: Any, what: str) -> Stated:
         if isinstance(stated, ast.Attribute):
             return Stated(stated.attr, False)
         if isinstance(stated, ast.Name):
-            return Stated(_INNER_NAMES.get(stated.id, stated.id), True)
+            return Stated(_INNER_NAMES.get(stated.id, stated.id), not _from_shape(file, line, stated.id))
         return Stated(None, False)  # computed: `x.size(-1)`, `dim // heads`
     return Stated(None, True)
+
+
+@functools.lru_cache(maxsize=4096)
+def _from_shape(file: str, line: int, name: str) -> bool:
+    """Whether a function takes a local variable from the shape of a tensor, before that line."""
+    assigned = re.compile(rf"\s*[\w\s,()*]*\b{re.escape(name)}\b[\w\s,()*]*=[^=].*\.(shape|size)\b")
+    for number in range(line, max(0, line - _LONGEST_FUNCTION), -1):
+        text = linecache.getline(file, number)
+        if assigned.match(text):
+            return True
+        if re.match(r"\s*def ", text):
+            break
+    return False
 
 
 @functools.lru_cache(maxsize=4096)
