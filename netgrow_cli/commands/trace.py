@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from netgrow_cli.commands.common import STANDARD, given
+from netgrow_cli.report.console import few
 
 
 def trace(
@@ -36,5 +37,7 @@ def trace(
             staged.commit()
         print(output)
     for call, count in traced.unknown.items():
-        print(f"no rule for {call} ({count} times): what it touches is frozen", file=sys.stderr)
+        lost = traced.lost[call]
+        cost = f"it freezes {few(lost)}" if lost else "it costs no width"
+        print(f"no rule for {call} ({count} times): {cost}", file=sys.stderr)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,6 +19,12 @@ def error_console() -> Console:
             self.quiet = True
 
     return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def few(names: Sequence[str], most: int = 4) -> str:
+    """The first of many names, and how many there are."""
+    shown = ", ".join(names[:most])
+    return f"{shown}, ... ({len(names)})" if len(names) > most else shown
 
 
 def shape_text(shape: tuple[int, ...]) -> str:

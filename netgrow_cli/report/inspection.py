@@ -6,6 +6,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from netgrow_cli.report.console import few
+
 if TYPE_CHECKING:
     from netgrow_cli.checkpoint import Checkpoint
     from netgrow_cli.topology.solve import Topology, WidthInfo
@@ -70,16 +72,11 @@ def _width_row(info: WidthInfo) -> tuple[str, str, str, str, str, str]:
     return (
         info.name,
         str(info.size),
-        _few(info.producers),
-        _few(info.consumers),
-        _few(info.per_unit),
+        few(info.producers),
+        few(info.consumers),
+        few(info.per_unit),
         "; ".join(notes),
     )
-
-
-def _few(names: tuple[str, ...], most: int = 4) -> str:
-    shown = ", ".join(names[:most])
-    return f"{shown}, ... ({len(names)})" if len(names) > most else shown
 
 
 def _table(rows: list[Any]) -> list[str]:

@@ -17,7 +17,7 @@ from netgrow_cli.checkpoint.dtypes import name_of
 from netgrow_cli.checkpoint.types import TensorInfo
 from netgrow_cli.errors import SpecError, UsageError, first_line
 from netgrow_cli.modelcode import load_model
-from netgrow_cli.topology.solve import solve
+from netgrow_cli.topology.solve import Topology, solve
 from netgrow_cli.topology.spec import parse_spec
 from netgrow_cli.topology.trace.attributes import Attributes
 from netgrow_cli.topology.trace.convert import Converter
@@ -30,16 +30,23 @@ from netgrow_cli.topology.trace.write import spec_text
 
 _PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109, 113)
 
+_MOST_REAL = 1 << 28
+"""Parameters up to which a model from a configuration gets random weights."""
+
 TOKENS = (2, 9)
 """Batch and length of the token ids that a language model is traced with where nothing is said."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Traced:
-    """A trace: the spec's text, and the operations without a rule, with how often they occur."""
+    """A trace: the spec's text, and the operations without a rule, with how often they occur.
+
+    lost: by operation without a rule, the widths that it freezes.
+    """
 
     text: str
     unknown: dict[str, int]
+    lost: dict[str, tuple[str, ...]]
 
 
 def trace_source(source: str, given: Sequence[Given]) -> Traced:
@@ -124,9 +131,10 @@ def _converted(model: Any, program: Any, given: Sequence[Given], batch: int | No
         fixed_batch=batch is None,
         origin=origin,
     )
-    if batch is not None and not _holds_at_any_batch(text, program, batch):
+    topology = _solved(text, program, batch)
+    if topology is None:
         return None
-    return Traced(text, converter.unknown)
+    return Traced(text, converter.unknown, {call: _lost(topology, call) for call in converter.unknown})
 
 
 def _unlike(model: Any, given: Sequence[Given]) -> int:
@@ -151,17 +159,33 @@ def _place(error: Exception) -> str:
     return f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
 
 
-def _holds_at_any_batch(text: str, program: Any, batch: int) -> bool:
-    """Whether the traced sizes leave the batch free; code that computes with it does not."""
+def _solved(text: str, program: Any, batch: int | None) -> Topology | None:
+    """The trace's topology; None where it does not hold for another batch than one that stands for any."""
     infos = {name: TensorInfo(name, tuple(t.shape), name_of(t.dtype) or "U8") for name, t in program.state_dict.items()}
     graph = parse_spec(text, "the trace").graph(infos)
+    if batch is None:
+        return solve(graph, infos)
     try:
-        shapes = [solve(graph, infos, sizes={"batch": size}) for size in (batch, batch + 1)]
+        first, other = (solve(graph, infos, sizes={"batch": size}) for size in (batch, batch + 1))
     except SpecError:
-        return False
-    outputs = [[topology.value(ref).shape for ref in graph.outputs] for topology in shapes]
+        return None
+    outputs = [[topology.value(ref).shape for ref in graph.outputs] for topology in (first, other)]
     expected = [tuple(batch + 1 if n == 0 else size for n, size in enumerate(shape)) for shape in outputs[0]]
-    return outputs[1] == expected
+    return first if outputs[1] == expected else None
+
+
+def _lost(topology: Topology, call: str) -> tuple[str, ...]:
+    """The widths that an operation without a rule freezes."""
+    infos = topology.widths.values()
+    return tuple(info.name for info in infos if info.frozen is not None and info.frozen.startswith(f"{call} "))
+
+
+def _without_weights(model: Any) -> None:
+    """Memory that nothing is ever written to, which costs none, for all but the numbers that the model computes."""
+    model.to_empty(device="cpu")
+    for module in model.modules():
+        if any(True for _ in module.named_buffers(recurse=False)):
+            model._init_weights(module)
 
 
 def _used(layers: Sequence[Layer], outputs: Sequence[str]) -> list[Layer]:
@@ -206,8 +230,13 @@ def _hugging_face(folder: Path) -> tuple[Any, list[Given], dict[str, Any]]:
     if name is None or not hasattr(transformers, name):
         raise UsageError(f"{path}: `architectures` names {name!r}, which this transformers does not have")
     settings = transformers.AutoConfig.from_pretrained(str(path.parent))
-    model = getattr(transformers, name)._from_config(settings)
-    del torch
+    kind = getattr(transformers, name)
+    with torch.device("meta"):
+        model = kind._from_config(settings)
+    if sum(tensor.numel() for tensor in model.parameters()) <= _MOST_REAL:
+        model = kind._from_config(settings)
+    else:
+        _without_weights(model)
     vocabulary = getattr(settings.get_text_config(), "vocab_size", None)
     defaults = [Given("input_ids", "int64", TOKENS, vocabulary)] if vocabulary else []
     options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
