@@ -37,6 +37,22 @@ class _Shallow(yaml.SafeLoader):
         return node
 
 
+def _compose(text: str) -> yaml.Node | None:
+    """The document's nodes; by libyaml where it is there, which is ten times as fast and has no bound of depth."""
+    fast = getattr(yaml, "CSafeLoader", None)
+    if fast is None:
+        return yaml.compose(text, Loader=_Shallow)
+    depth = 0
+    for event in yaml.parse(text, Loader=fast):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MOST_DEPTH:
+                raise _TooDeep(event.start_mark.line + 1 if event.start_mark else 1)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+    return yaml.compose(text, Loader=fast)
+
+
 @dataclasses.dataclass(frozen=True)
 class Located:
     """A YAML value: a scalar, a list of Located, or a dict of Located by text key."""
@@ -57,7 +73,7 @@ class Located:
 def load(text: str, file: str) -> Located:
     """Parse YAML text. Raises SpecError for bad syntax, duplicate keys, tags, and documents that blow up."""
     try:
-        root = yaml.compose(text, Loader=_Shallow)
+        root = _compose(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""

@@ -108,7 +108,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def in_process_of_its_own(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        program(*arguments), capture_output=True, env=environment(), timeout=120, check=False, **options
+        program(*arguments), capture_output=True, env=environment(), timeout=600, check=False, **options
     )
 
 

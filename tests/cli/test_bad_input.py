@@ -315,7 +315,7 @@ def test_a_full_disk(tmp_path: Path, ending: str, most: int) -> None:
 
     done = subprocess.run(
         program("expand", ckpt, *EXPAND, "--json"),
-        preexec_fn=limit, capture_output=True, env=environment(PYTHONDONTWRITEBYTECODE="1"), timeout=120, check=False,
+        preexec_fn=limit, capture_output=True, env=environment(PYTHONDONTWRITEBYTECODE="1"), timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 2 and done.stdout == b""
     lines = done.stderr.decode().splitlines()

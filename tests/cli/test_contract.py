@@ -667,7 +667,7 @@ def test_through_pipes(mlp: Path) -> None:
     split = " ".join(program("split", "-", "--layer", "fc2", "--units", "1", "-o", "-"))
     done = subprocess.run(
         f"set -o pipefail; {expand} < {mlp} | {split} > {mlp}.out",
-        shell=True, executable="/bin/bash", capture_output=True, env=environment(), timeout=120, check=False,
+        shell=True, executable="/bin/bash", capture_output=True, env=environment(), timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout == b"" and b"\x1b" not in done.stderr
@@ -716,7 +716,7 @@ def test_a_reader_of_errors_that_leaves(dead_mlp: Path) -> None:
     expand = " ".join(program("expand", dead_mlp, *CHANGES["expand"]))
     done = subprocess.run(
         f"{expand} 2>&1 >/dev/null | true; echo ${{PIPESTATUS[0]}}",
-        shell=True, executable="/bin/bash", capture_output=True, env=environment(), timeout=120, check=False,
+        shell=True, executable="/bin/bash", capture_output=True, env=environment(), timeout=600, check=False,
     )  # fmt: skip
     assert done.stdout == b"0\n" and done.stderr == b""
     assert dead_mlp.with_name("ckpt.expanded.pt").is_file()
@@ -727,7 +727,7 @@ def test_a_full_standard_output(mlp: Path) -> None:
         pytest.skip("there is no /dev/full here")
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
-            program("inspect", mlp), stdout=full, stderr=subprocess.PIPE, env=environment(), timeout=120, check=False
+            program("inspect", mlp), stdout=full, stderr=subprocess.PIPE, env=environment(), timeout=600, check=False
         )
     assert done.returncode == 2
     lines = [line for line in done.stderr.decode().splitlines() if not line.startswith("assumed: ")]
@@ -751,7 +751,7 @@ def test_an_interrupt_leaves_no_file(dead_mlp: Path) -> None:
             assert time.monotonic() < until and running.poll() is None
             time.sleep(0.02)
         running.send_signal(signal.SIGINT)
-        out, err = running.communicate(timeout=60)
+        out, err = running.communicate(timeout=300)
     finally:
         running.kill()
     assert running.returncode == 130

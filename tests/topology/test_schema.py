@@ -99,7 +99,7 @@ def test_keys_are_those_of_the_parser() -> None:
 def test_everything_that_can_be_stated_is_described() -> None:
     for one in SCHEMA["$defs"]["layer"]["allOf"]:
         for name, setting in one["then"]["properties"].items():
-            assert name in ("op", "from", "params", "prefix", "source") or setting["description"], name
+            assert name in ("op", "from", "params", "prefix", "source", "code") or setting["description"], name
     for name, setting in SCHEMA["properties"].items():
         assert setting["description"], name
 
