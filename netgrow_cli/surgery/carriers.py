@@ -166,8 +166,6 @@ class _Search:
             return f"what {node!r} reads is made by no layer"
         for tensor, axis in feed.gains:
             norm = next(use.node for use in self._topology.uses if (use.tensor, use.axis) == (tensor, axis))
-            if "expand" in self._kinds:
-                return f"the norm {norm!r} in front of {node!r} sees new units"
             if self._kinds - {"prune"} and self._topology.graph.node(norm).attrs.get("offset"):
                 return f"{norm!r} stores its gain less one, which cannot be shared"
         tied = next((tensor for tensor, axis in feed.rows if (tensor, axis) in self._tied), None)

@@ -138,6 +138,12 @@ def _choose_fill(topology: Topology, change: WidthChange, verdicts: Iterable[tup
     if not change.fresh or not wanted:
         return "random"
     name = topology.widths[change.width].name
+    norm, product = next(iter(wanted.values())), next((e.node for e, v in verdicts if v.carried), None)
+    if product is not None:
+        raise Refused(
+            f"expand of {name}: {norm!r} needs new units to add nothing to it, and {product!r} multiplies them with "
+            "others that would be zero too: such units never learn; what works: `split` with all units"
+        )
     if len(wanted) > 1:
         raise Refused(
             f"expand of {name}: {wanted['zero']!r} needs fresh units to be zero, {wanted['mean']!r} needs them "
@@ -145,7 +151,7 @@ def _choose_fill(topology: Topology, change: WidthChange, verdicts: Iterable[tup
         )
     if change.mirrors:
         raise Refused(
-            f"expand of {name}: antisymmetric pairs are not zero where {next(iter(wanted.values()))!r} reads "
+            f"expand of {name}: antisymmetric pairs are not zero where {norm!r} reads "
             "them; what works: the default --init"
         )
     fill = next(iter(wanted))
