@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from netgrow_cli.errors import Refused
 from netgrow_cli.surgery.change import WidthChange
-from netgrow_cli.surgery.feeds import Feed, Feeds, Flags, Place, holds, joined, summed_axes, sums
+from netgrow_cli.surgery.feeds import Feed, Feeds, Flags, Place, holds, summed_axes, sums
 from netgrow_cli.topology.layout import leaves, new_size
 from netgrow_cli.topology.ops.attention import follows_size
 from netgrow_cli.topology.rule import Role
@@ -45,10 +45,10 @@ NONE = Carriers({}, {})
 
 @dataclasses.dataclass(frozen=True)
 class _Sum:
-    """One product of activations: its operands' feeds, and the factor that carriers need."""
+    """One product of activations: what makes its operands, by operand, and the factor that carriers need."""
 
-    effect: Effect
-    feeds: tuple[Feed, ...]
+    node: str
+    feeds: Mapping[int, Feed]
     factor: float
 
 
@@ -81,21 +81,22 @@ def _choose(
     topology: Topology, family: frozenset[int], changes: Sequence[WidthChange], sizes: Mapping[int, int]
 ) -> Carriers:
     feeds = Feeds(topology, family)
-    found = [effect for effect in topology.effects if sums(effect) and holds(effect.layout, family)]
-    all_sums = [
-        _Sum(effect, tuple(feeds.of(effect.node, {n: axis}) for n, axis in summed_axes(topology, effect)), factor)
-        for effect in dict.fromkeys(found)
-        for factor in [_factor(topology, effect, sizes)]
+    found = dict.fromkeys(effect for effect in topology.effects if sums(effect) and holds(effect.layout, family))
+    products = [
+        _Sum(
+            effect.node,
+            {operand: feeds.of(effect.node, operand) for operand, _ in summed_axes(topology, effect)},
+            _factor(topology, effect, sizes),
+        )
+        for effect in found
     ]
-    tried: list[str] = []
-    taken = joined([feed.all_rows for feed in _readers(topology, feeds, family)])
-    search = _Search(topology, all_sums, changes, tried)
-    carriers = search.complete(0, {}, taken)
+    search = _Search(topology, feeds, products, changes)
+    carriers = search.complete({}, [])
     if carriers is None:
         name = " and ".join(topology.widths[change.width].name for change in changes)
         raise Refused(
-            f"{changes[0].kind} of {name}: {all_sums[0].effect.node!r} sums over it, and neither side can make up for "
-            f"that: {'; '.join(dict.fromkeys(tried))}"
+            f"{changes[0].kind} of {name}: {products[0].node!r} sums over it, and neither side can make up for "
+            f"that: {'; '.join(dict.fromkeys(search.tried))}"
         )
     factors = {place: np.nan_to_num(factor, nan=1.0) for place, factor in carriers.items()}
     return Carriers(
@@ -110,83 +111,60 @@ def _factor(topology: Topology, effect: Effect, sizes: Mapping[int, int]) -> flo
     return math.sqrt(new_size(effect.layout, sizes) / effect.layout.size) if follows_size(node.op, node.attrs) else 1.0
 
 
-def _readers(topology: Topology, feeds: Feeds, family: frozenset[int]) -> Iterator[Feed]:
-    """What all others read of the widths: layers, norms and other operations that see a whole width."""
-    names = {effect.node for effect in topology.effects if not sums(effect) and holds(effect.layout, family)}
-    for use in topology.uses:
-        if any(role is Role.CONSUMES and holds(part, family) for part, role in use.parts):
-            names.add(use.node)
-    for node in topology.graph.nodes:
-        if node.name in names:
-            held = feeds.held(node)
-            if held:
-                yield feeds.of(node.name, dict.fromkeys(held))
-
-
 class _Search:
-    """Chooses a carrier for each sum, so that no row is to be two things; the first operand where it can be."""
+    """Chooses a carrier for each sum, the first operand where it can be; what was tried in vain is kept."""
 
     def __init__(
-        self, topology: Topology, all_sums: Sequence[_Sum], changes: Sequence[WidthChange], tried: list[str]
+        self, topology: Topology, feeds: Feeds, products: Sequence[_Sum], changes: Sequence[WidthChange]
     ) -> None:
+        self.tried: list[str] = []
         self._topology = topology
-        self._sums = all_sums
+        self._feeds = feeds
+        self._products = products
         self._kinds = {change.kind for change in changes}
-        self._tried = tried
-        self._tied = {(use.tensor, use.axis) for use in topology.uses for _, r in use.parts if r is Role.CONSUMES}
+        self._read = {(use.tensor, use.axis) for use in topology.uses for _, r in use.parts if r is Role.CONSUMES}
 
     def complete(
-        self, done: int, carriers: Mapping[Place, Factors], taken: Mapping[Place, Flags]
+        self, carriers: Mapping[Place, Factors], chosen: Sequence[tuple[str, int, Feed]]
     ) -> Mapping[Place, Factors] | None:
-        """The carriers of all sums from `done` on, with their factors (nan elsewhere). taken: rows that are none."""
-        if done == len(self._sums):
-            return carriers
-        current = self._sums[done]
-        for n, feed in enumerate(current.feeds):
-            others = [other.all_rows for m, other in enumerate(current.feeds) if m != n]
-            more, merged = joined([taken, feed.beside, *others]), self._merged(carriers, feed, current)
-            problem = self._problem(current, feed) or self._clash(current, merged, more)
+        """The carriers of all sums, with their factors (nan elsewhere), where those chosen so far carry."""
+        if len(chosen) == len(self._products):
+            leak = self._feeds.leak(chosen)
+            if leak is not None:
+                self.tried.append(f"the rows that {chosen[0][0]!r} reads are read by {leak} too")
+            return carriers if leak is None else None
+        current = self._products[len(chosen)]
+        for operand, feed in current.feeds.items():
+            merged = _merged(carriers, feed, current.factor)
+            problem = self._problem(current, feed)
             if merged is None or problem is not None:
-                self._tried.append(problem or "")
+                self.tried.append(problem or f"the rows that {current.node!r} reads need another factor elsewhere")
                 continue
-            found = self.complete(done + 1, merged, more)
+            found = self.complete(merged, [*chosen, (current.node, operand, feed)])
             if found is not None:
                 return found
         return None
 
     def _problem(self, current: _Sum, feed: Feed) -> str | None:
         """Why an operand cannot carry by itself."""
-        node = current.effect.node
         linear = self._kinds - {"expand"} or current.factor != 1.0
         stops = feed.bends if linear else feed.shifts
-        if stops:
+        if stops or not feed.rows:
             kind = "linear" if linear else "zero at zero"
-            return f"what {node!r} reads passes {stops[0]!r}, which is not {kind}"
-        if not feed.rows:
-            return f"what {node!r} reads is made by no layer"
-        for tensor, axis in feed.gains:
-            norm = next(use.node for use in self._topology.uses if (use.tensor, use.axis) == (tensor, axis))
+            return f"what {current.node!r} reads passes {stops[0] if stops else 'no layer'!r}, which is not {kind}"
+        for norm in feed.gains.values():
             if self._kinds - {"prune"} and self._topology.graph.node(norm).attrs.get("offset"):
                 return f"{norm!r} stores its gain less one, which cannot be shared"
-        tied = next((tensor for tensor, axis in feed.rows if (tensor, axis) in self._tied), None)
+        tied = next((place[0] for place in feed.rows if place in self._read), None)
         return None if tied is None else f"{tied} makes these units and reads them with the same numbers"
 
-    def _merged(self, carriers: Mapping[Place, Factors], feed: Feed, current: _Sum) -> Mapping[Place, Factors] | None:
-        """The carriers with one more operand's rows; None where these have another factor already."""
-        merged = dict(carriers)
-        for place, flags in feed.rows.items():
-            old = merged.get(place, np.full(len(flags), np.nan))
-            if bool((flags & ~np.isnan(old) & (old != current.factor)).any()):
-                return None
-            merged[place] = np.where(flags, current.factor, old)
-        return merged
 
-    def _clash(
-        self, current: _Sum, carriers: Mapping[Place, Factors] | None, taken: Mapping[Place, Flags]
-    ) -> str | None:
-        if carriers is None:
-            return f"the rows that {current.effect.node!r} reads need another factor elsewhere"
-        for place, factor in carriers.items():
-            if place in taken and bool((~np.isnan(factor) & taken[place]).any()):
-                return f"the same rows of {place[0]} are read elsewhere than on one side of {current.effect.node!r}"
-        return None
+def _merged(carriers: Mapping[Place, Factors], feed: Feed, factor: float) -> Mapping[Place, Factors] | None:
+    """The carriers with one more operand's rows; None where these have another factor already."""
+    merged = dict(carriers)
+    for place, flags in feed.rows.items():
+        old = merged.get(place, np.full(len(flags), np.nan))
+        if bool((flags & ~np.isnan(old) & (old != factor)).any()):
+            return None
+        merged[place] = np.where(flags, factor, old)
+    return merged

@@ -191,7 +191,7 @@ def _adds_up(one: torch.Tensor, other: torch.Tensor, whole: torch.Tensor) -> tor
 
 
 def rescaled(tensor: torch.Tensor, edit: TensorEdit, places: Mapping[int, Any] | None = None) -> torch.Tensor:
-    """What is multiplied by a gain, as it is stored. places: by axis, the new indices that the tensor holds (or all)."""
+    """What a gain multiplies, as it is stored. places: by axis, the new indices that the tensor holds, if not all."""
     import torch
 
     new = (tensor.to(torch.float64) + edit.offset) * edit.gain

@@ -7,6 +7,7 @@ rule of its own here; what is linear is known by its kind (`ops.base.Fresh`).
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from netgrow_cli.topology.graph import Node
-from netgrow_cli.topology.layout import Layout, leaves, new_size, occurrences
+from netgrow_cli.topology.layout import Layout, leaves
 from netgrow_cli.topology.ops import OPS
 from netgrow_cli.topology.ops.attention import contracted
 from netgrow_cli.topology.rule import Role, Value
@@ -30,8 +31,9 @@ Place = tuple[str, int]
 
 Flags = NDArray[np.bool_]
 
-_LINEAR_TOO = ("stack", "scale")
 _PRODUCTS = ("mul", "matmul", "einsum")
+_SUMS = ("add", "sub", "cat", "stack")
+_LINEAR_TOO = ("scale", "neg")
 _NORMS = ("rms_norm", "layer_norm")
 
 
@@ -39,35 +41,20 @@ _NORMS = ("rms_norm", "layer_norm")
 class Feed:
     """What an operand is made of.
 
-    rows: by place, for each index whether the operand is made by it, linearly if by nothing in `bends`.
-    beside: likewise, what the rows are multiplied by on the way. gains: places of `rows` that belong to a norm.
+    rows: by place, for each index whether the operand is made by it, linearly if `bends` is empty; by_maker: likewise
+        for each layer that has the tensor.
+    gains: places of `rows` that belong to a norm, by the norm's name.
     bends, shifts: the operations on the way that are not linear, and those that do not keep zeros.
+    marks: by node and output, the elements on the way. followed: the nodes and operands that the way leads through.
     """
 
     rows: Mapping[Place, Flags]
-    beside: Mapping[Place, Flags]
-    gains: frozenset[Place]
+    by_maker: Mapping[tuple[str, Place], Flags]
+    gains: Mapping[Place, str]
     bends: tuple[str, ...]
     shifts: tuple[str, ...]
-
-    @property
-    def all_rows(self) -> dict[Place, Flags]:
-        """Both kinds of rows."""
-        return joined([self.rows, self.beside])
-
-
-def joined(parts: Iterable[Mapping[Place, Flags]]) -> dict[Place, Flags]:
-    """The union of several sets of rows."""
-    found: dict[Place, Flags] = {}
-    for part in parts:
-        for place, flags in part.items():
-            found[place] = found[place] | flags if place in found else flags
-    return found
-
-
-def holds(layout: Layout, widths: Collection[int]) -> bool:
-    """Whether any of the widths stands in a layout."""
-    return any(leaf.id in widths for leaf in leaves(layout))
+    marks: Mapping[tuple[str, int], torch.Tensor]
+    followed: frozenset[tuple[str, int]]
 
 
 def sums(effect: Effect) -> bool:
@@ -82,24 +69,73 @@ def summed_axes(topology: Topology, effect: Effect) -> list[tuple[int, int]]:
     return contracted(node.op, node.attrs, ranks, effect.axis)
 
 
+def holds(layout: Layout, widths: Collection[int]) -> bool:
+    """Whether any of the widths stands in a layout."""
+    return any(leaf.id in widths for leaf in leaves(layout))
+
+
 class Feeds:
-    """Walks back through one topology, for one set of widths."""
+    """Walks back through one topology. widths: those that are summed over."""
 
     def __init__(self, topology: Topology, widths: Collection[int]) -> None:
-        self._topology = topology
+        self.topology = topology
         self._widths = frozenset(widths)
         self._nodes = topology.graph.nodes
         self._order = {node.name: n for n, node in enumerate(self._nodes)}
-        self._uses: dict[str, list[AxisUse]] = {}
+        self._uses: dict[str, list[AxisUse]] = collections.defaultdict(list)
         for use in topology.uses:
-            if any(role in (Role.PRODUCES, Role.PER_UNIT) and holds(part, self._widths) for part, role in use.parts):
-                self._uses.setdefault(use.node, []).append(use)
-        self._normed = {effect.node for effect in topology.effects if holds(effect.layout, self._widths)}
+            self._uses[use.node].append(use)
         self._summed = {effect.node: summed_axes(topology, effect) for effect in topology.effects if sums(effect)}
+        self._numbers: set[str] = set()  # values that depend on no input and no tensor
+        for node in self._nodes:
+            if not node.params and all(ref.node in self._numbers for ref in node.inputs):
+                self._numbers.add(node.name)
 
-    def of(self, name: str, operands: Mapping[int, int | None]) -> Feed:
-        """What makes some operands of a node. operands: by number, the axis that holds the widths; None for any."""
-        return _Walk(self, self._nodes[self._order[name]], operands).feed()
+    def of(self, name: str, operand: int) -> Feed:
+        """What makes an operand of a node."""
+        return _Walk(self, self._nodes[self._order[name]], operand).feed()
+
+    def leak(self, chosen: Sequence[tuple[str, int, Feed]]) -> str | None:
+        """What else the chosen operands' rows make: the node that reads it, but for the nodes and operands stated."""
+        followed = {(name, operand) for name, operand, _ in chosen}.union(*(feed.followed for *_, feed in chosen))
+        goals = {name for name, _, _ in chosen}
+        marks: dict[tuple[str, int], torch.Tensor] = {}
+        makers: dict[tuple[str, Place], Flags] = {}
+        for _, _, feed in chosen:
+            for key, found in feed.marks.items():
+                marks[key] = marks[key] | found if key in marks else found
+            for maker, flags in feed.by_maker.items():
+                makers[maker] = flags | makers.get(maker, False)
+        return self._other_maker(makers) or self._other_reader(marks, followed, goals)
+
+    def _other_maker(self, makers: Mapping[tuple[str, Place], Flags]) -> str | None:
+        """A layer that makes something else with the same rows of a tensor that it shares."""
+        for place, flags in _united(makers).items():
+            for use in self.topology.uses:
+                there = makers.get((use.node, (use.tensor, use.axis)))
+                if (use.tensor, use.axis) == place and (there is None or bool((flags & ~there).any())):
+                    return repr(use.node)
+        return None
+
+    def _other_reader(
+        self, marks: Mapping[tuple[str, int], torch.Tensor], followed: set[tuple[str, int]], goals: set[str]
+    ) -> str | None:
+        """A node that reads marked elements and makes anything of them that is not marked."""
+        for ref in self.topology.graph.outputs:
+            if (ref.node, ref.output) in marks:
+                return "the model's output"
+        for node in self._nodes:
+            for operand, ref in enumerate(node.inputs):
+                read = marks.get((ref.node, ref.output))
+                if read is None or ((node.name, operand) in followed and node.name in goals):
+                    continue
+                rest = {n: _all(value) for n, value in enumerate(self.topology.values[node.name])}
+                if (node.name, operand) in followed:
+                    rest = {n: ~marks[node.name, n] if (node.name, n) in marks else all_ for n, all_ in rest.items()}
+                unmarked = {n: found for n, found in rest.items() if bool(found.any())}
+                if unmarked and bool((self.through(node, [operand], unmarked)[operand] & read).any()):
+                    return repr(node.name)
+        return None
 
     # -- what the walk asks ------------------------------------------------------------------------
 
@@ -107,66 +143,55 @@ class Feeds:
         """The nodes before one, the last first."""
         return self._nodes[: self._order[name]][::-1]
 
-    def marks(self, value: Value, axis: int | None) -> torch.Tensor:
-        """The elements of a value at which the widths stand, on one axis or on any."""
-        import torch
-
-        found = torch.zeros(value.shape, dtype=torch.bool)
-        for n, layout in enumerate(value.axes):
-            if axis is None or n == axis:
-                shape = [1] * len(value.axes)
-                shape[n] = -1
-                found |= torch.from_numpy(self.labelled(layout)).reshape(shape)
-        return found
-
-    def labelled(self, layout: Layout) -> Flags:
-        """For each index of an axis whether one of the widths stands there."""
-        flags = np.zeros(new_size(layout, {}), dtype=bool)
-        for width in {leaf.id for leaf in leaves(layout)} & self._widths:
-            for labels in occurrences(layout, width):
-                flags |= labels >= 0
-        return flags
+    def holds(self, value: Value) -> bool:
+        """Whether a value holds one of the widths."""
+        return any(holds(axis, self._widths) for axis in value.axes)
 
     def made(self, node: Node) -> list[AxisUse]:
-        """The axes of a node's parameters whose rows make the widths: its own, or a norm's gain and bias."""
-        uses = self._uses.get(node.name, [])
+        """The axes of a node's parameters whose rows make its output: its own, or a norm's gain and bias."""
+        uses = self._uses[node.name]
         produced = [use for use in uses if any(role is Role.PRODUCES for _, role in use.parts)]
-        if produced or not (node.op in _NORMS and node.name in self._normed and "weight" in node.params):
-            return produced
-        return uses
+        makes = uses if node.op in _NORMS and "weight" in node.params else produced
+        mine = [use for use in makes if holds(self.topology.tensors[use.tensor][use.axis], self._widths)]
+        return mine if any(map(self.holds, self.topology.values[node.name])) else makes
 
     def held(self, node: Node) -> list[int]:
-        """The operands that hold one of the widths, but for axes that the node sums over."""
+        """The operands that pass on what is walked back: those with the widths where the output has them."""
+        live = [n for n, ref in enumerate(node.inputs) if ref.node not in self._numbers]
+        if node.op == "cat" or not any(map(self.holds, self.topology.values[node.name])):
+            return live
         found = []
-        for n, ref in enumerate(node.inputs):
-            axes = enumerate(self._topology.value(ref).axes)
+        for n in live:
+            axes = enumerate(self.topology.value(node.inputs[n]).axes)
             gone = [axis for operand, axis in self._summed.get(node.name, ()) if operand == n]
             if any(holds(layout, self._widths) for axis, layout in axes if axis not in gone):
                 found.append(n)
         return found
 
-    @property
-    def topology(self) -> Topology:
-        """The network."""
-        return self._topology
+    def through(self, node: Node, operands: Sequence[int], outputs: Mapping[int, Any]) -> dict[int, Any]:
+        """By operand, the elements that the marked ones of the outputs depend on; all where that is not known."""
+        values = [self.topology.value(ref) for ref in node.inputs]
+        known = _is_linear(node, operands) or node.op in _SUMS
+        if known and not any(value.integer for value in values) and (not node.params or node.op == "scale"):
+            return _dependence(self.topology, node, values, operands, outputs)
+        return {n: _all(values[n]) for n in operands}
 
 
 class _Walk:
-    """One walk; what is pending is kept by node and output: elements that count as rows, and those beside."""
+    """One walk; what is pending is kept by node and output."""
 
-    def __init__(self, feeds: Feeds, node: Node, operands: Mapping[int, int | None]) -> None:
+    def __init__(self, feeds: Feeds, node: Node, operand: int) -> None:
         self._feeds = feeds
         self._topology = feeds.topology
-        self._pending: dict[str, dict[tuple[int, bool], Any]] = {}
-        self._rows: list[dict[Place, Flags]] = []
-        self._beside: list[dict[Place, Flags]] = []
-        self._gains: set[Place] = set()
+        self._pending: dict[str, dict[int, Any]] = {}
+        self._marks: dict[tuple[str, int], Any] = {}
+        self._followed: set[tuple[str, int]] = set()
+        self._rows: dict[tuple[str, Place], Flags] = {}
+        self._gains: dict[Place, str] = {}
         self._bends: dict[str, None] = {}
         self._shifts: dict[str, None] = {}
-        for operand, axis in operands.items():
-            value = self._topology.value(node.inputs[operand])
-            self._add(node, operand, feeds.marks(value, axis), True)
         self._start = node.name
+        self._add(node, operand, _all(self._topology.value(node.inputs[operand])))
 
     def feed(self) -> Feed:
         for node in self._feeds.before(self._start):
@@ -175,76 +200,72 @@ class _Walk:
                 self._node(node, pending)
             if not self._pending:
                 break
-        if self._pending:  # it comes from the model's inputs
-            self._bends.update(dict.fromkeys(self._pending))
-        rows, beside = joined(self._rows), joined(self._beside)
-        return Feed(rows, beside, frozenset(self._gains), tuple(self._bends), tuple(self._shifts))
+        self._bends.update(dict.fromkeys(self._pending))  # it comes from the model's inputs
+        bends, shifts, followed = tuple(self._bends), tuple(self._shifts), frozenset(self._followed)
+        return Feed(_united(self._rows), self._rows, self._gains, bends, shifts, self._marks, followed)
 
-    def _add(self, node: Node, operand: int, marks: Any, main: bool) -> None:
-        if not bool(marks.any()):
-            return
-        ref = node.inputs[operand]
-        kept = self._pending.setdefault(ref.node, {})
-        kept[ref.output, main] = kept[ref.output, main] | marks if (ref.output, main) in kept else marks
+    def _add(self, node: Node, operand: int, marks: Any) -> None:
+        self._followed.add((node.name, operand))
+        if bool(marks.any()):
+            ref = node.inputs[operand]
+            kept = self._pending.setdefault(ref.node, {})
+            kept[ref.output] = kept[ref.output] | marks if ref.output in kept else marks
 
-    def _node(self, node: Node, pending: Mapping[tuple[int, bool], Any]) -> None:
+    def _node(self, node: Node, pending: Mapping[int, Any]) -> None:
+        self._marks.update({(node.name, output): marks for output, marks in pending.items()})
         uses = self._feeds.made(node)
         if uses:
-            for (output, main), marks in pending.items():
-                self._made(node, uses, self._topology.values[node.name][output], marks, main)
+            for output, marks in pending.items():
+                self._made(node, uses, self._topology.values[node.name][output], marks)
             return
-        held = self._feeds.held(node)
-        linear, zero, first = _kind(node, held)
-        for main in (True, False):
-            outputs = {output: marks for (output, kept), marks in pending.items() if kept is main}
-            if not outputs:
-                continue
-            if main and not (held and linear):
-                self._bends.setdefault(node.name)
-            if main and not (held and zero):
-                self._shifts.setdefault(node.name)
-            for operand, marks in self._through(node, held, outputs, linear).items():
-                self._add(node, operand, marks, main and operand in first)
+        operands = _followed(node, self._feeds.held(node))
+        whole = any(map(self._feeds.holds, self._topology.values[node.name]))
+        alone = len(operands) == len(node.inputs)
+        if not operands or not _is_linear(node, operands):
+            self._bends.setdefault(node.name)
+        if whole and not (operands and (_is_linear(node, operands) or (OPS[node.op].fresh == "zero" and alone))):
+            self._shifts.setdefault(node.name)
+        for operand, marks in self._feeds.through(node, operands, pending).items():
+            self._add(node, operand, marks)
 
-    def _made(self, node: Node, uses: Sequence[AxisUse], value: Value, marks: Any, main: bool) -> None:
+    def _made(self, node: Node, uses: Sequence[AxisUse], value: Value, marks: Any) -> None:
         """The rows of a layer's parameters that make the marked elements of its output."""
-        produced = any(role is Role.PRODUCES for use in uses for _, role in use.parts)
         for use in uses:
             layout = self._topology.tensors[use.tensor][use.axis]
-            if not holds(layout, self._feeds._widths):
-                continue
             axis = _axis_of(node, use, value, layout)
             if axis is None:
-                flags = self._feeds.labelled(layout)
                 self._bends.setdefault(node.name)
                 self._shifts.setdefault(node.name)
-            else:
-                others = [n for n in range(marks.dim()) if n != axis]
-                flags = (marks.amax(others) if others else marks).numpy() & self._feeds.labelled(layout)
-            if flags.any():
-                (self._rows if main else self._beside).append({(use.tensor, use.axis): flags})
-                if not produced:
-                    self._gains.add((use.tensor, use.axis))
-
-    def _through(self, node: Node, held: Sequence[int], outputs: Mapping[int, Any], linear: bool) -> dict[int, Any]:
-        """By operand that holds the widths, what the marked elements depend on; all where that is not known."""
-        values = [self._topology.value(ref) for ref in node.inputs]
-        if linear and not any(value.integer for value in values):
-            return _dependence(self._topology, node, values, held, outputs)
-        return {n: self._feeds.marks(values[n], None) for n in held}
+                continue
+            others = [n for n in range(marks.dim()) if n != axis]
+            place, flags = (use.tensor, use.axis), (marks.amax(others) if others else marks).numpy()
+            self._rows[node.name, place] = flags | self._rows.get((node.name, place), False)
+            if node.op in _NORMS:
+                self._gains[place] = node.name
 
 
-def _kind(node: Node, held: Sequence[int]) -> tuple[bool, bool, Collection[int]]:
-    """Whether a node is linear in operands that hold the widths, whether it keeps zeros, and in which operands."""
-    kind, alone = OPS[node.op].fresh, len(held) == len(node.inputs)
+def _united(rows: Mapping[tuple[str, Place], Flags]) -> dict[Place, Flags]:
+    """Rows of tensors, by whichever layers they make them."""
+    found: dict[Place, Flags] = {}
+    for (_, place), flags in rows.items():
+        found[place] = flags | found.get(place, False)
+    return found
+
+
+def _followed(node: Node, held: Sequence[int]) -> list[int]:
+    """Of the operands that hold what is walked back, those through which it goes on: one factor of a product."""
+    return list(held[:1]) if node.op in _PRODUCTS else [n for n in held if n == 0 or node.op != "div"]
+
+
+def _is_linear(node: Node, operands: Sequence[int]) -> bool:
+    """Whether a node is linear in these operands together."""
     if node.op in _PRODUCTS or node.op == "div":
-        return bool(held) and not (node.op == "div" and held[0] != 0), True, held[:1]
-    if node.op in ("add", "sub"):
-        keeps = alone and not node.attrs.get("by")
-        return keeps, keeps, held
-    if kind == "mean" or node.op in _LINEAR_TOO or (node.op == "attention" and held == [2]):
-        return True, True, held
-    return False, kind in ("zero", "product") and alone, held
+        return len(operands) == 1 and (node.op != "div" or operands[0] == 0)
+    if node.op in _SUMS:
+        return len(operands) == len(node.inputs) and not node.attrs.get("by")
+    if node.op == "attention":
+        return list(operands) == [2]
+    return OPS[node.op].fresh == "mean" or node.op in _LINEAR_TOO
 
 
 def _axis_of(node: Node, use: AxisUse, value: Value, layout: Layout) -> int | None:
@@ -255,29 +276,32 @@ def _axis_of(node: Node, use: AxisUse, value: Value, layout: Layout) -> int | No
     return value.unit_axis if value.unit_axis in places else places[0] if places else None
 
 
+def _all(value: Value) -> torch.Tensor:
+    """All elements of a value."""
+    import torch
+
+    return torch.ones(value.shape, dtype=torch.bool)
+
+
 def _dependence(
-    topology: Topology, node: Node, values: Sequence[Value], held: Sequence[int], outputs: Mapping[int, Any]
+    topology: Topology, node: Node, values: Sequence[Value], operands: Sequence[int], outputs: Mapping[int, Any]
 ) -> dict[int, Any]:
-    """By held operand, where the derivative of the marked elements by it is not zero, on random numbers."""
+    """By operand, where the derivative of the marked elements by it is not zero, on random numbers."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
 
-    def random(shape: Sequence[int]) -> torch.Tensor:
+    def random(shape: Iterable[int]) -> torch.Tensor:
         return torch.rand(tuple(shape), dtype=torch.float64, generator=generator) + 0.5
 
-    operands = [random(value.shape).requires_grad_(n in held) for n, value in enumerate(values)]
+    given = [random(value.shape).requires_grad_(n in operands) for n, value in enumerate(values)]
     with torch.enable_grad():
-        call = call_of(topology, node, operands, lambda name: random(_shape(topology, name)), torch.float64)
-        result = OPS[node.op].run(call)
+        sizes = {name: [layout.size for layout in topology.tensors[name]] for name in node.params.values()}
+        result = OPS[node.op].run(call_of(topology, node, given, lambda name: random(sizes[name]), torch.float64))
         results = result if isinstance(result, tuple) else (result,)
         total = sum((results[n] * random(results[n].shape) * marks).sum() for n, marks in outputs.items())
-        grads = torch.autograd.grad(total, [operands[n] for n in held], allow_unused=True)
+        grads = torch.autograd.grad(total, [given[n] for n in operands], allow_unused=True)
     return {
         n: torch.zeros(values[n].shape, dtype=torch.bool) if grad is None else grad != 0
-        for n, grad in zip(held, grads, strict=True)
+        for n, grad in zip(operands, grads, strict=True)
     }
-
-
-def _shape(topology: Topology, tensor: str) -> tuple[int, ...]:
-    return tuple(layout.size for layout in topology.tensors[tensor])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import netgrow_cli
 from netgrow_cli import Refused
 from netgrow_cli.jobs.job import Options, opened
 from netgrow_cli.topology.solve import WidthInfo
+from netgrow_cli.topology.trace.inputs import Given
+from netgrow_cli.topology.trace.source import trace_model
 from tests.equivalence.edits import Edit, edit, inputs, randomise, save, spec_of
 
 EXACT = 1e-12
@@ -38,7 +41,8 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         q = self.split_heads(self.q(x), self.heads)
         k, v = (self.split_heads(made(x), self.heads // self.groups) for made in (self.k, self.v))
-        k, v = (t.repeat_interleave(self.groups, 1) for t in (k, v))
+        if self.groups > 1:
+            k, v = (t.repeat_interleave(self.groups, 1) for t in (k, v))
         return self.o(self.mixed(q, k, v).transpose(1, 2).flatten(2))
 
     def mixed(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -49,6 +53,14 @@ class Attention(nn.Module):
             return torch.softmax(q @ k.transpose(-2, -1), -1) @ v
         if self.way == "written":
             return torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(size), -1) @ v
+        if self.way == "queries":
+            return torch.softmax((q * size**-0.5) @ k.transpose(-2, -1), -1) @ v
+        if self.way == "both":
+            return torch.softmax((q * size**-0.25) @ (k / size**0.25).transpose(-2, -1), -1) @ v
+        if self.way == "literal":
+            return F.scaled_dot_product_attention(q * size**-0.5, k, v, scale=1.0)
+        if self.way == "other":
+            return torch.softmax(q @ k.transpose(-2, -1) * 0.31, -1) @ v
         if self.way == "einsum":
             return torch.softmax(torch.einsum("bhqd,bhkd->bhqk", q, k) * size**-0.5, -1) @ v
         mask = self.table if self.way == "positions" else None
@@ -382,7 +394,7 @@ BETWEEN = {
 
 
 def between_spec(way: str) -> str:
-    layers = {n: "op: linear, from: x" for n in "qkv"}
+    layers = dict.fromkeys("qkv", "op: linear, from: x")
     layers["place"] = "op: parameter, params: {weight: place}"
     layers |= BETWEEN[way]
     layers |= {n: f"op: unsqueeze, from: {source}, axis: 1" for n, source in (("qh", "qq"), ("kh", "kk"), ("vh", "v"))}
@@ -421,7 +433,7 @@ def test_what_carries(tmp_path: Path, way: str) -> None:
 
 @pytest.mark.parametrize(("way", "reason"), (
     ("tanh", "passes 'qq', which is not linear; .* passes 'kk', which is not linear"),
-    ("tied", "the same rows of q.weight"),
+    ("tied", "the rows that 'mix' reads are read by 'q*kk' too"),
 ))  # fmt: skip
 @pytest.mark.parametrize("command", ("expand", "split"))
 def test_what_cannot_carry(tmp_path: Path, way: str, reason: str, command: str) -> None:
@@ -446,7 +458,7 @@ def test_norms_of_queries_and_keys(tmp_path: Path) -> None:
     assert done.distance(inputs(7, TIME, 6)) < EXACT
     ratio = done.new["q_norm.weight"][0] / done.old["q_norm.weight"][0]
     assert float(ratio) == pytest.approx(1.0)
-    assert float(done.new["k_norm.weight"][0] / done.old["k_norm.weight"][0]) == pytest.approx(math.sqrt(3 / 4))
+    assert float(done.new["k_norm.weight"][0] / done.old["k_norm.weight"][0]) == pytest.approx(math.sqrt(4 / 3))
 
 
 class Partial(nn.Module):
@@ -455,7 +467,7 @@ class Partial(nn.Module):
     def __init__(self, size: int = 3) -> None:
         super().__init__()
         self.size = size
-        self.q, self.k, self.v, self.o = (nn.Linear(6, n) for n in (size + 2, size + 2, 4, 3))
+        self.q, self.k, self.v = nn.Linear(6, size + 2), nn.Linear(6, size + 2), nn.Linear(6, 4)
         self.o = nn.Linear(4, 3)
         turns = torch.arange(TIME)[:, None] * torch.ones(2)
         self.register_buffer("cos", turns.cos().double(), persistent=False)
@@ -469,3 +481,52 @@ class Partial(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = self.turned(self.q(x)), self.turned(self.k(x)), self.v(x)
         return self.o(torch.softmax(q @ k.transpose(1, 2) / math.sqrt(q.shape[-1]), -1) @ v)
+
+
+# -- from the model's code ------------------------------------------------------------------------------------------
+
+
+def traced(module: nn.Module) -> str:
+    return trace_model(copy.deepcopy(module).float(), [Given(None, "float32", (2, TIME, 6), None)]).text
+
+
+@pytest.mark.parametrize(
+    "way", ("default", "stated", "written", "einsum", "linear", "queries", "both", "literal", "other")
+)
+def test_code_that_computes_its_scale_from_the_size(tmp_path: Path, way: str) -> None:
+    """The scale follows in the real code, so that what was traced must say so."""
+    module = randomise(Attention(way)).double()
+    text = traced(module)
+    name = width(tmp_path, text, module, 3)
+    for command, settings in (("expand", {"add": 2}), ("split", {"units": [1]})):
+        done = edit(tmp_path, text, module, command, width=name, **settings)
+        assert done.distance(inputs(2, TIME, 6)) < EXACT
+        assert done.report.plan.rounds == (way not in ("stated", "linear", "other"))
+
+
+@pytest.mark.parametrize("command", ("expand", "split"))
+@pytest.mark.parametrize("layout", FUSED)
+def test_fused_code(tmp_path: Path, layout: str, command: str) -> None:
+    module = randomise(Fused(layout)).double()
+    path = save(tmp_path, traced(module), module.state_dict())
+    with opened(path, Options()) as job:
+        names = [i.name for i in job.topology.widths.values() if i.size == 3 and i.producers]
+    assert names
+    settings: dict[str, Any] = {"add": 2} if command == "expand" else {"units": [1]}
+    report = getattr(netgrow_cli, command)(path, width=names, probes=64, **settings)
+    after = netgrow_cli.fit(Fused(layout).double(), report.output).eval()
+    assert Edit(report, path, module, after, {}, {}).distance(inputs(2, TIME, 6)) < EXACT
+
+
+def test_parts_that_are_bound_to_positions(tmp_path: Path) -> None:
+    """The rows of both parts make up for the size; only the free one grows, and the other says why it does not."""
+    module = randomise(Partial()).double()
+    text = traced(module)
+    name = width(tmp_path, text, module, 3)
+    for command, settings in (("expand", {"add": 2}), ("split", {"units": [1]})):
+        done = edit(tmp_path, text, module, command, width=name, **settings)
+        assert done.distance(inputs(2, TIME, 6)) < EXACT
+        factor = done.new["q.weight"][-1] / done.old["q.weight"][-1]
+        torch.testing.assert_close(
+            factor, torch.full_like(factor, math.sqrt((5 + len(done.report.plan.changes[0].fresh or [1])) / 5))
+        )

@@ -6,6 +6,7 @@ torch's own tag, is `pointwise`; everything else is `aten`, which freezes what i
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -126,6 +127,8 @@ class Converter:
         named = {role: self._tensors[value] for role, value in (params or {}).items() if value is not None}
         name = self._layer_name(node, named) if name is None else self._free(name)
         self._add(node, name, op, [self.ref(value) for value in inputs], named, attrs or {})
+        shapes = tuple(tuple(shape(value)) for value in inputs if is_tensor(value))
+        self.layers[-1] = dataclasses.replace(self.layers[-1], shapes=shapes)
         self._values[node] = name if outputs is None else [f"{name}[{n}]" for n in range(outputs)]
 
     def put_refs(self, node: Any, op: str, refs: Sequence[str], attrs: Mapping[str, Any]) -> None:

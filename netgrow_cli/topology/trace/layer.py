@@ -11,6 +11,7 @@ class Layer:
     """One layer: what the spec will say of it.
 
     inputs: references as a spec writes them, `name` or `name[1]`. source: file and line in the model's code.
+    shapes: of the inputs in the trace, where they are known.
     """
 
     name: str
@@ -19,3 +20,4 @@ class Layer:
     params: dict[str, str] = dataclasses.field(default_factory=dict)
     attrs: dict[str, Any] = dataclasses.field(default_factory=dict)
     source: str | None = None
+    shapes: tuple[tuple[int, ...], ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from netgrow_cli.topology.trace.convert import Converter, Handler
@@ -76,10 +77,12 @@ def _attention(made: Converter, node: Any) -> bool:
     attrs = {}
     if argument(node, 5, "is_causal", False):
         attrs["is_causal"] = True
-    if node.kwargs.get("scale") is not None:
-        attrs["scale"] = node.kwargs["scale"]
+    scale = node.kwargs.get("scale")
     if len(shape(query)) < 3:
         return False
+    # (A number that is the default's is taken for one that the code computes from the size.)
+    if scale is not None and not math.isclose(scale, shape(query)[-1] ** -0.5, rel_tol=1e-7):
+        attrs["scale"] = scale
     made.put(node, "attention", [query, key, value, *([] if mask is None else [mask])], attrs=attrs)
     return True
 
