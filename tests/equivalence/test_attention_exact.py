@@ -15,6 +15,8 @@ from torch import nn
 import netgrow_cli
 from netgrow_cli import Refused
 from netgrow_cli.jobs.job import Options, opened
+from netgrow_cli.jobs.record import fold_back_record
+from netgrow_cli.proof.foldback import FoldBack
 from netgrow_cli.topology.solve import WidthInfo
 from netgrow_cli.topology.trace.inputs import Given
 from netgrow_cli.topology.trace.source import trace_model
@@ -530,3 +532,91 @@ def test_parts_that_are_bound_to_positions(tmp_path: Path) -> None:
         torch.testing.assert_close(
             factor, torch.full_like(factor, math.sqrt((5 + len(done.report.plan.changes[0].fresh or [1])) / 5))
         )
+
+
+# -- rounding, folding back, optimizer state ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize(("add", "rounds"), ((9, False), (2, True)))
+def test_what_rounds(tmp_path: Path, dtype: torch.dtype, add: int, rounds: bool) -> None:
+    """A size that becomes four times as large needs a factor of 2, which is exact in every dtype."""
+    module, text = randomise(Attention()).to(dtype), spec("default")
+    done = edit(tmp_path, text, module, "expand", width=width(tmp_path, text, module, 3), add=add)
+    assert done.report.plan.rounds == rounds
+    limit = {torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype] if rounds else EXACT
+    assert done.distance(inputs(7, TIME, 6)) < limit
+    assert done.report.folded is not None and not done.report.folded.differing
+    assert set(done.report.folded.left) == {"q.weight", "q.bias"}
+    result = by_record(tmp_path / "net.pt", done.path)
+    assert result is not None and not result.differing
+
+
+@pytest.mark.parametrize(("command", "settings"), (
+    ("expand", {"add": 2, "init": "antisymmetric"}), ("split", {"units": [1]}),
+))  # fmt: skip
+def test_folding_back_sees_every_number(tmp_path: Path, command: str, settings: dict[str, Any]) -> None:
+    done = changed(tmp_path, "default", command, **settings)
+    for name in ("q.weight", "q.bias", "k.weight", "k.bias"):
+        for place in range(0, done.new[name].numel(), 7):
+            bad = {key: tensor.clone() for key, tensor in done.new.items()}
+            bad[name].view(-1)[place] += 0.5
+            torch.save(bad, done.path)
+            result = by_record(tmp_path / "net.pt", done.path)
+            assert result is not None and result.differing == (name,)
+
+
+def test_moments_go_along(tmp_path: Path) -> None:
+    """Queries are multiplied, so that their gradients shrink; shared ones keep theirs, and copied keys share them."""
+    module, text = randomise(Attention()).float(), spec("default")
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
+    x, wanted = inputs(16, TIME, 6).float(), inputs(16, TIME, 4, seed=1).float()
+    for _ in range(10):
+        optimizer.zero_grad()
+        (module(x) - wanted).square().mean().backward()
+        optimizer.step()
+    name = width(tmp_path, text, module, 3)
+    path = save(tmp_path, text, {"model": module.state_dict(), "optimizer": optimizer.state_dict()})
+    names = [name for name, _ in module.named_parameters()]
+
+    def moments(file: Path) -> dict[str, dict[str, torch.Tensor]]:
+        state = torch.load(file, weights_only=True)["optimizer"]["state"]
+        return {name: state[n] for n, name in enumerate(names)}
+
+    old = moments(path)
+    new = moments(netgrow_cli.split(path, width=name, units=[1], probes=16).output)
+    s = math.sqrt(4 / 3)
+    for key, power in (("exp_avg", 1), ("exp_avg_sq", 2)):
+        for tensor in ("q.weight", "q.bias", "k.weight", "k.bias"):
+            before, after = (found[tensor][key].unflatten(0, (4, -1)) for found in (old, new))
+            factor = torch.ones(4)
+            factor[[1, 3]] = 0.5**power if tensor.startswith("k") else 1.0
+            factor = factor / (s**power if tensor.startswith("q") else 1.0)
+            wanted = before[:, [0, 1, 2, 1]] * factor.reshape(1, 4, *[1] * (before.dim() - 2))
+            torch.testing.assert_close(after, wanted, rtol=1e-5, atol=1e-12)
+    # The gradients themselves say the same: those of the old module, times these factors.
+    fitted = netgrow_cli.fit(Attention(), netgrow_cli.split(path, width=name, units=[1], noise=0.0, probes=16,
+                                                            output=tmp_path / "even.pt").output)  # fmt: skip
+    for made in (module, fitted):
+        made.zero_grad()
+        (made(x) - inputs(16, TIME, 4, seed=1).float()).square().mean().backward()
+    for tensor, copies in (("q", 1 / s), ("k", 0.5)):
+        before = getattr(module, tensor).weight.grad.unflatten(0, (4, -1))
+        after = getattr(fitted, tensor).weight.grad.unflatten(0, (4, -1))
+        torch.testing.assert_close(after[:, 3], before[:, 1] * copies, rtol=1e-3, atol=1e-6)
+
+
+def by_record(old: Path, new: Path) -> FoldBack | None:
+    with opened(old, Options()) as one, opened(new, Options()) as other:
+        return fold_back_record(one, other.checkpoint, new)[0]
+
+
+def test_rows_that_another_layer_has_too(tmp_path: Path) -> None:
+    """One tensor under two layers is one: its rows cannot be queries here and something else there."""
+    text = between_spec("read").replace("o: {op: linear, from: q}", "o: {op: linear, from: again}").replace(
+        "  part:", "  again: {op: linear, from: x, params: {weight: q.weight, bias: q.bias}}\n  part:"
+    )  # fmt: skip
+    module = randomise(Between("read")).double()
+    done = edit(tmp_path, text, module, "split", width="q", units=[1])
+    assert done.distance(inputs(7, TIME, 6)) < EXACT
+    assert torch.equal(done.new["q.weight"][:4], done.old["q.weight"])
