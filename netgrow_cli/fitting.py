@@ -10,6 +10,7 @@ from netgrow_cli.checkpoint import Checkpoint, open_checkpoint
 from netgrow_cli.errors import CheckpointError, NetgrowError, UsageError
 from netgrow_cli.topology.discover import find_spec, place_of_tensors
 from netgrow_cli.topology.layout import leaves
+from netgrow_cli.topology.ops.attention import summed_size
 from netgrow_cli.topology.solve import Topology, solve
 
 if TYPE_CHECKING:
@@ -115,10 +116,10 @@ def attribute_values(topology: Topology) -> dict[str, int | float]:
     for node in topology.graph.nodes:
         if "eps" in node.code:
             values[node.code["eps"]] = node.attrs["eps"]
-        if node.op == "attention" and "scale" in node.code:
-            stated = node.attrs.get("scale")
-            size = topology.value(node.inputs[0]).shape[-1]
-            values[node.code["scale"]] = size**-0.5 if stated is None else stated
+        for what, place in node.code.items():
+            if what.startswith("size^"):
+                shape = topology.value(node.inputs[0]).shape
+                values[place] = summed_size(node.op, node.attrs, shape) ** float(what.removeprefix("size^"))
     return values
 
 

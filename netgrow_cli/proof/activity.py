@@ -11,6 +11,7 @@ import numpy as np
 from netgrow_cli.errors import Refused
 from netgrow_cli.proof.equivalence import torch_dtype
 from netgrow_cli.proof.probes import Probes
+from netgrow_cli.surgery.feeds import summed_axes, sums
 from netgrow_cli.topology.graph import Node
 from netgrow_cli.topology.layout import leaves, occurrences
 from netgrow_cli.topology.network import Network
@@ -51,7 +52,9 @@ class Activity:
     def _everywhere(self, width: int, seen: Mapping[Spot, Any]) -> list[int]:
         info = self.topology.widths[width]
         flags = np.ones(info.size, dtype=bool)
-        places = [(_layout(self.topology, spot), still) for spot, still in seen.items()]
+        products = self._products()
+        places = [(_layout(self.topology, spot), still) for spot, still in seen.items() if spot not in products]
+        places += [(_layout(self.topology, spot), self._silent_in(group)) for spot, group in products.items()]
         places += [(self.topology.tensors[use.tensor][use.axis], still) for use, still in self.inside.items()]
         found = False
         for layout, still in places:
@@ -59,6 +62,19 @@ class Activity:
                 flags[labels[~still & (labels >= 0)]] = False
                 found = True
         return np.flatnonzero(flags).tolist() if found else []
+
+    def _products(self) -> dict[Spot, list[Spot]]:
+        """Spots at which units are multiplied before they are summed over: the first of each sum, and all of it."""
+        found = {}
+        for effect in self.topology.effects:
+            if sums(effect):
+                spots = [(effect.node, *place) for place in summed_axes(self.topology, effect)]
+                found.update({spot: spots for spot in spots if spot in self.zero})
+        return found
+
+    def _silent_in(self, spots: Sequence[Spot]) -> Any:
+        """A product is nothing where one of its operands is always zero."""
+        return np.logical_or.reduce([self.zero[spot] for spot in spots])
 
 
 def observe(network: Network, widths: Sequence[int], probes: Probes, *, dtype: str) -> Activity:
@@ -101,14 +117,19 @@ def _spots(topology: Topology, widths: Sequence[int]) -> dict[str, list[Spot]]:
         for part, role in use.parts:
             if role is Role.CONSUMES:
                 reading.setdefault(use.node, set()).update({leaf.id for leaf in leaves(part)} & wanted)
+    summed: dict[str, set[tuple[int, int]]] = {}
     for effect in topology.effects:
         reading.setdefault(effect.node, set()).update({leaf.id for leaf in leaves(effect.layout)} & wanted)
+        if sums(effect):
+            summed.setdefault(effect.node, set()).update(summed_axes(topology, effect))
     spots: dict[str, list[Spot]] = {}
     for name, ids in reading.items():
         node = topology.graph.node(name)
         for operand, ref in enumerate(node.inputs):
             for axis, layout in enumerate(topology.value(ref).axes):
-                if {leaf.id for leaf in leaves(layout)} & ids:
+                # (Values only pass through attention: what reads them is behind it.)
+                passing = name in summed and (operand, axis) not in summed[name]
+                if {leaf.id for leaf in leaves(layout)} & ids and not passing:
                     spots.setdefault(name, []).append((name, operand, axis))
     return spots
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from netgrow_cli.surgery.edit import CONSTANTS, absorbed, means, rescaled
-from netgrow_cli.surgery.plan import AxisEdit, Plan, TensorEdit
+from netgrow_cli.surgery.plan import Plan
+from netgrow_cli.surgery.tensor_edits import AxisEdit, TensorEdit
 from netgrow_cli.topology.layout import IndexMap
 from netgrow_cli.topology.solve import Topology
 
@@ -55,7 +56,7 @@ def fold_back(
             continue
         before, after = old(name), new(name)
         edit = plan.edits.get(name)
-        changed = name in patched or (edit is not None and (edit.gain != 1.0 or _loses(edit)))
+        changed = name in patched or (edit is not None and (edit.rescales or _loses(edit)))
         if changed:
             left.append(name)
         if name in patched:
@@ -90,8 +91,6 @@ def _folds(before: Any, after: Any, edit: TensorEdit, torch: Any) -> bool:
     expected, folded = before, after.to(torch.float64)
     for axis in edit.axes:
         expected = absorbed(expected, axis)
-    if edit.gain != 1.0:
-        expected = rescaled(expected, edit)
     for axis in edit.axes:
         for sharing in reversed(axis.sharing):
             first, second = torch.from_numpy(sharing.first), torch.from_numpy(sharing.second)
@@ -104,6 +103,8 @@ def _folds(before: Any, after: Any, edit: TensorEdit, torch: Any) -> bool:
     for axis in edit.axes:
         folded = _select(folded, axis.axis, kept[axis.axis], torch)
         expected = _select(expected, axis.axis, axis.index[kept[axis.axis]], torch)
+    if edit.rescales:
+        expected = rescaled(expected, edit, kept)
     # A negative zero that was halved and summed comes back as zero: equal numbers are what counts here.
     return bool(torch.equal(folded.to(before.dtype), expected))
 
@@ -144,7 +145,7 @@ def _is_started(
     if constant is not None:
         started = _select(folded, axis.axis, axis.start, torch)
         wanted = torch.full(started.shape, constant, dtype=before.dtype)
-        wanted = rescaled(wanted, edit) if edit.gain != 1.0 else wanted
+        wanted = rescaled(wanted, edit, {**kept, axis.axis: axis.start}) if edit.rescales else wanted
         if not torch.equal(started, wanted.to(started.dtype)):
             return False
     for averaging in axis.mean:

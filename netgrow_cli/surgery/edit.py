@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from netgrow_cli.surgery.plan import Averaging, AxisEdit, Sharing, TensorEdit
+from netgrow_cli.surgery.tensor_edits import Averaging, AxisEdit, Sharing, TensorEdit
 
 if TYPE_CHECKING:
     import torch
@@ -26,12 +26,13 @@ def apply_edit(old: torch.Tensor, edit: TensorEdit, seed: int) -> torch.Tensor:
         new = new.index_select(axis.axis, _index(np.maximum(axis.index, 0)))
     for axis in edit.axes:
         _start(new, old, axis, edit, draw)
+    if edit.rescales:
+        new = rescaled(new, edit)
     for axis in edit.axes:
         for level, sharing in enumerate(axis.sharing):
             _share(new, axis.axis, sharing, draw.noise(axis.axis, level))
         _start_readers(new, axis, draw)
-    if edit.gain != 1.0:
-        new = rescaled(new, edit)
+    _clear_corners(new, edit)
     return new.contiguous()
 
 
@@ -132,6 +133,16 @@ def _start_readers(new: torch.Tensor, axis: AxisEdit, draw: _Draw) -> None:
         new.index_copy_(axis.axis, _index(axis.random), values)
 
 
+def _clear_corners(new: torch.Tensor, edit: TensorEdit) -> None:
+    """Rows that carry are zero, or cancel, along what other axes made fresh too."""
+    for axis in edit.axes:
+        for other in edit.axes:
+            fresh = _index(np.flatnonzero(other.index < 0))
+            if len(axis.carried) and other is not axis and len(fresh):
+                rows = new.index_select(axis.axis, _index(axis.carried)).index_fill_(other.axis, fresh, 0.0)
+                new.index_copy_(axis.axis, _index(axis.carried), rows)
+
+
 def _shape_of(tensor: torch.Tensor, axis: int, length: int) -> tuple[int, ...]:
     return (*tensor.shape[:axis], length, *tensor.shape[axis + 1 :])
 
@@ -179,8 +190,13 @@ def _adds_up(one: torch.Tensor, other: torch.Tensor, whole: torch.Tensor) -> tor
     return (one.to(torch.float64) + other.to(torch.float64)) == whole.to(torch.float64)
 
 
-def rescaled(tensor: torch.Tensor, edit: TensorEdit) -> torch.Tensor:
-    """A gain times its factor, as it is stored."""
+def rescaled(tensor: torch.Tensor, edit: TensorEdit, places: Mapping[int, Any] | None = None) -> torch.Tensor:
+    """What a gain multiplies, as it is stored. places: by axis, the new indices that the tensor holds, if not all."""
     import torch
 
-    return ((tensor.to(torch.float64) + edit.offset) * edit.gain - edit.offset).to(tensor.dtype)
+    new = (tensor.to(torch.float64) + edit.offset) * edit.gain
+    for axis in edit.axes:
+        shape = [1] * new.dim()
+        shape[axis.axis] = -1
+        new = new * torch.from_numpy(axis.gain[(places or {}).get(axis.axis, slice(None))]).reshape(shape)
+    return (new - edit.offset).to(tensor.dtype)

@@ -9,10 +9,15 @@
 | normalize           | zero units       | refused            | zero units      | refused |
 | mean                | refused          | all equally often  | lossy           | refused |
 | amax, amin          | refused          | exact              | lossy           | refused |
+| contraction         | exact            | exact              | zero units      | zero    |
+| attention, scaled   | exact *          | exact *            | zero units *    | zero    |
 | sum, softmax, ...   | refused          | refused            | lossy           | refused |
 
 * with a compensation: gain times s, eps times s^2,
 s = sqrt(d / D) where the normalised axis goes from d to D units. A permutation is always exact.
+Products of activations (queries and keys) sum over a width that is made on two sides; one of them carries it, as
+columns that read it would (`carriers`), times 1 / s where the sum is divided by the root of its size. Units are zero
+there if they are so on either side, and a unit that is zero can be recycled.
 Derivation for rms_norm: zero units leave the sum of squares S; g' / sqrt(S/D + eps') = g / sqrt(S/d + eps)
 holds for all S with g' = g sqrt(d/D) and eps' = eps d/D. For layer_norm, units that carry the mean leave the
 mean and the sum of squared deviations as they are, and the same follows.
@@ -23,8 +28,10 @@ from __future__ import annotations
 import dataclasses
 
 from netgrow_cli.surgery.change import WidthChange
+from netgrow_cli.surgery.feeds import summed_axes, sums
 from netgrow_cli.surgery.fresh import Fill
 from netgrow_cli.topology.layout import Width, leaves
+from netgrow_cli.topology.ops.attention import follows_size
 from netgrow_cli.topology.solve import Effect, Topology
 
 _RESCALED = ("rms_norm", "layer_norm")
@@ -35,13 +42,14 @@ class Verdict:
     """What an effect says to a change.
 
     answer: "exact", "compensate" (gain and eps follow the size), "lossy" or "refused"; why: for the last two.
-    fill: how fresh units must be made, None where any way will do.
+    fill: how fresh units must be made, None where any way will do. carried: some rows must carry the change.
     """
 
     answer: str
     why: str = ""
     fill: Fill | None = None
     instead: str = ""
+    carried: bool = False
 
 
 def judge(topology: Topology, effect: Effect, change: WidthChange, zero_units: bool) -> Verdict:
@@ -49,6 +57,8 @@ def judge(topology: Topology, effect: Effect, change: WidthChange, zero_units: b
     name = f"{effect.kind} in {effect.node!r}"
     if change.kind == "permute":
         return Verdict("exact")
+    if sums(effect) and len({operand for operand, _ in summed_axes(topology, effect)}) > 1:
+        return _sum_of_products(topology, effect, change, name, zero_units)
     if change.kind == "expand":
         return _expand(topology, effect, name)
     if change.kind == "split":
@@ -60,6 +70,25 @@ def judge(topology: Topology, effect: Effect, change: WidthChange, zero_units: b
         f"{name} sees the whole width; a unit that becomes another changes all of its outputs",
         instead="no other command recycles it exactly",
     )
+
+
+def _sum_of_products(topology: Topology, effect: Effect, change: WidthChange, name: str, zero_units: bool) -> Verdict:
+    node = topology.graph.node(effect.node)
+    scaled = follows_size(node.op, node.attrs)
+    if change.kind in ("expand", "split", "merge"):
+        return Verdict("compensate" if scaled else "exact", carried=True)
+    if change.kind == "recycle":
+        if zero_units:
+            return Verdict("exact", carried=True)
+        return Verdict(
+            "refused",
+            f"{name} sums over it, and its dead units are not all zero on one of the two sides",
+            instead="`prune` with --allow-drift X",
+        )
+    if zero_units:
+        return Verdict("compensate" if scaled else "exact", carried=scaled)
+    why = f"{name} sums over the whole width, so that pruning units that are zero on neither side is not exact"
+    return Verdict("lossy", why, instead="`--allow-drift X`", carried=scaled)
 
 
 def _has_gain(topology: Topology, effect: Effect) -> bool:

@@ -15,7 +15,8 @@ import numpy as np
 
 from netgrow_cli.checkpoint.optimizer import OptimizerState, match_parameters, moments
 from netgrow_cli.checkpoint.types import Checkpoint
-from netgrow_cli.surgery.plan import AxisEdit, Plan, TensorEdit
+from netgrow_cli.surgery.plan import Plan
+from netgrow_cli.surgery.tensor_edits import AxisEdit, TensorEdit
 from netgrow_cli.topology.solve import Topology
 
 if TYPE_CHECKING:
@@ -61,10 +62,11 @@ def edit_moment(old: torch.Tensor, edit: TensorEdit, power: int) -> torch.Tensor
         new = _pooled(new, axis, power)
     for axis in edit.axes:
         new = new.index_select(axis.axis, torch.from_numpy(np.maximum(axis.index, 0)))
-        if (axis.scale != 1.0).any():
+        scale = axis.scale / axis.gain
+        if (scale != 1.0).any():
             shape = [1] * new.dim()
             shape[axis.axis] = -1
-            new = (new.double() * torch.from_numpy(axis.scale**power).reshape(shape)).to(old.dtype)
+            new = (new.double() * torch.from_numpy(scale**power).reshape(shape)).to(old.dtype)
     start = float(old.double().mean()) if power == 2 and old.numel() else 0.0
     for axis in edit.axes:
         fresh = np.flatnonzero(axis.index < 0)

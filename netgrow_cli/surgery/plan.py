@@ -1,101 +1,25 @@
-"""The plan, from shapes alone: for every tensor, where each index comes from and what is done to it.
+"""The plan, from shapes alone: whether changes may be made, what makes up for them, and what follows.
 
-Roles decide: an axis that *produces* units gathers, and its fresh entries start as the parameter does; one
-value *per unit* likewise; an axis that *consumes* shares what copies pass on, and fresh units start at zero.
+What becomes of each tensor is decided in `tensor_edits`.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
-
 from netgrow_cli.checkpoint.types import TensorInfo
 from netgrow_cli.errors import Refused
-from netgrow_cli.surgery.change import WidthChange, shares
+from netgrow_cli.surgery.carriers import NONE, Carriers, find_carriers
+from netgrow_cli.surgery.change import WidthChange
 from netgrow_cli.surgery.effects import Verdict, judge
-from netgrow_cli.surgery.fresh import Fill, Place, states_at_inputs
-from netgrow_cli.topology.layout import IndexMap, Layout, index_map, leaves, new_size, occurrences
+from netgrow_cli.surgery.feeds import sums
+from netgrow_cli.surgery.fresh import Fill, states_at_inputs
+from netgrow_cli.surgery.tensor_edits import Decisions, TensorEdit, tensor_edits
+from netgrow_cli.topology.layout import new_size
 from netgrow_cli.topology.ops import OPS
-from netgrow_cli.topology.ops.base import Start
-from netgrow_cli.topology.rule import Role
 from netgrow_cli.topology.solve import Effect, Site, Topology
-
-EDITABLE = ("F64", "F32", "F16", "BF16")
-
-
-@dataclasses.dataclass(frozen=True)
-class Sharing:
-    """One level of sharing along an axis: what stands at `first` is shared between `first` and `second`."""
-
-    first: IndexMap
-    second: IndexMap
-    noise: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Absorbing:
-    """What stands at old indices `gone`, times `factor`, is added to what stands at old indices `kept`."""
-
-    gone: IndexMap
-    kept: IndexMap
-    factor: IndexMap
-
-
-@dataclasses.dataclass(frozen=True)
-class Averaging:
-    """What comes to stand at new indices `places` is the mean over the rows of `sources`, old indices."""
-
-    places: IndexMap
-    sources: IndexMap
-
-
-@dataclasses.dataclass(frozen=True)
-class AxisEdit:
-    """What happens along one axis of one tensor; all positions but those of `Absorbing` are new ones.
-
-    index: for each new index the old one, or -1.
-    start, blank, mean: fresh indices that makers of units start as the parameter does, at zero, or at the mean.
-    mirror: (from, to) fresh indices that are equal. zero, random: fresh indices that readers start at zero or
-        at random. opposed: (from, to) indices that readers start with opposite random values.
-    absorb: what readers take over of merged units. pooled: whose gradients makers add up for them.
-    scale: for each new index what a copy's own gradient is scaled by (optimizer state).
-    """
-
-    axis: int
-    index: IndexMap
-    start: IndexMap
-    blank: IndexMap
-    mean: tuple[Averaging, ...]
-    mirror: tuple[IndexMap, IndexMap]
-    zero: IndexMap
-    random: IndexMap
-    opposed: tuple[IndexMap, IndexMap]
-    sharing: tuple[Sharing, ...]
-    absorb: tuple[Absorbing, ...]
-    pooled: tuple[Absorbing, ...]
-    scale: np.ndarray[tuple[int], np.dtype[np.float64]]
-
-
-@dataclasses.dataclass(frozen=True)
-class TensorEdit:
-    """A tensor's whole edit.
-
-    start: what fresh entries start as. gain: afterwards, w becomes gain (w + offset) - offset.
-    """
-
-    name: str
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-    axes: tuple[AxisEdit, ...]
-    start: Start
-    init: str
-    gain: float = 1.0
-    offset: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,11 +90,16 @@ def make_plan(
     verdicts = _judge_all(topology, changes, zero_units)
     fills = {change.width: _choose_fill(topology, change, verdicts[change.width]) for change in changes}
     gains, eps = _compensations(topology, verdicts, sizes)
-    edits = _tensor_edits(topology, tensors, by_width, sizes, fills, gains)
+    carriers, uncarried = _find_carriers(topology, changes, verdicts, sizes)
+    edits = tensor_edits(topology, tensors, Decisions(by_width, sizes, fills, gains, carriers))
     code, spec = _following_numbers(topology, sizes, eps)
     lossy = tuple(verdict.why for pairs in verdicts.values() for _, verdict in pairs if verdict.answer == "lossy")
+    factors = [factor for values in carriers.factors.values() for factor in set(values.tolist())]
     rounds = bool(gains) or any(fill == "mean" for fill in fills.values()) or any(c.absorbed for c in changes)
-    return Plan(tuple(changes), edits, sizes, code, spec, rounds, lossy, zero_units, _torn(topology, sizes))
+    rounds = rounds or any(math.frexp(factor)[0] != 0.5 for factor in factors)  # powers of two do not
+    return Plan(
+        tuple(changes), edits, sizes, code, spec, rounds, (*lossy, *uncarried), zero_units, _torn(topology, sizes)
+    )
 
 
 # -- may it be done --------------------------------------------------------------------------------
@@ -229,6 +158,12 @@ def _choose_fill(topology: Topology, change: WidthChange, verdicts: Iterable[tup
     if not change.fresh or not wanted:
         return "random"
     name = topology.widths[change.width].name
+    norm, product = next(iter(wanted.values())), next((e.node for e, v in verdicts if v.carried), None)
+    if product is not None:
+        raise Refused(
+            f"expand of {name}: {norm!r} needs new units to add nothing to it, and {product!r} multiplies them with "
+            "others that would be zero too: such units never learn; what works: `split` with all units"
+        )
     if len(wanted) > 1:
         raise Refused(
             f"expand of {name}: {wanted['zero']!r} needs fresh units to be zero, {wanted['mean']!r} needs them "
@@ -236,7 +171,7 @@ def _choose_fill(topology: Topology, change: WidthChange, verdicts: Iterable[tup
         )
     if change.mirrors:
         raise Refused(
-            f"expand of {name}: antisymmetric pairs are not zero where {next(iter(wanted.values()))!r} reads "
+            f"expand of {name}: antisymmetric pairs are not zero where {norm!r} reads "
             "them; what works: the default --init"
         )
     fill = next(iter(wanted))
@@ -261,7 +196,7 @@ def _compensations(
     eps: dict[str, tuple[float, float]] = {}
     for pairs in verdicts.values():
         for effect, verdict in pairs:
-            if verdict.answer != "compensate":
+            if verdict.answer != "compensate" or sums(effect):
                 continue
             node = topology.graph.node(effect.node)
             before, after = effect.layout.size, new_size(effect.layout, sizes)
@@ -275,230 +210,22 @@ def _compensations(
     return gains, eps
 
 
-# -- what happens to each tensor ---------------------------------------------------------------------
-
-
-def _tensor_edits(
+def _find_carriers(
     topology: Topology,
-    tensors: Mapping[str, TensorInfo],
-    changes: Mapping[int, WidthChange],
+    changes: Sequence[WidthChange],
+    verdicts: Mapping[int, Sequence[tuple[Effect, Verdict]]],
     sizes: Mapping[int, int],
-    fills: Mapping[int, Fill],
-    gains: Mapping[str, tuple[float, float]],
-) -> dict[str, TensorEdit]:
-    roles = _roles(topology)
-    starts = _starts(topology)
-    states = {width: states_at_inputs(topology, width, fill) for width, fill in fills.items()}
-    consumers = _consumers(topology)
-    edits: dict[str, TensorEdit] = {}
-    for name, layouts in topology.tensors.items():
-        if topology.aliases[name] != name:
-            continue
-        axes = tuple(
-            _axis_edit(topology, name, axis, layout, changes, sizes, fills, roles, states, consumers)
-            for axis, layout in enumerate(layouts)
-            if any(leaf.id in changes for leaf in leaves(layout))
-        )
-        if not axes and name not in gains:
-            continue
-        if tensors[name].dtype not in EDITABLE:
-            raise Refused(
-                f"{name} holds {tensors[name].dtype} values, which cannot be widened or shared; "
-                f"convert the checkpoint to one of {', '.join(EDITABLE)} first"
-            )
-        gain, offset = gains.get(name, (1.0, 0.0))
-        touched = [changes[leaf.id] for layout in layouts for leaf in leaves(layout) if leaf.id in changes]
-        init = next((change.init for change in touched if change.fresh), "match")
-        edits[name] = TensorEdit(
-            name=name,
-            before=tensors[name].shape,
-            after=tuple(new_size(layout, sizes) for layout in layouts),
-            axes=axes,
-            start=starts.get(name, "random"),
-            init=init,
-            gain=gain,
-            offset=offset,
-        )
-    return edits
-
-
-def _roles(topology: Topology) -> dict[tuple[str, int, int], set[Role]]:
-    """By tensor, axis and width: what the axis does with it."""
-    roles: dict[tuple[str, int, int], set[Role]] = collections.defaultdict(set)
-    for use in topology.uses:
-        for part, role in use.parts:
-            for leaf in leaves(part):
-                roles[use.tensor, use.axis, leaf.id].add(role)
-    return roles
-
-
-def _starts(topology: Topology) -> dict[str, Start]:
-    starts: dict[str, Start] = {}
-    for node in topology.graph.nodes:
-        for name, tensor in node.params.items():
-            param = OPS[node.op].param(name)
-            if param is not None:
-                starts.setdefault(topology.aliases[tensor], param.start)
-    return starts
-
-
-def _consumers(topology: Topology) -> dict[tuple[str, int, int], list[Place]]:
-    """By tensor, axis and width: where the units are that are read with it."""
-    consumers: dict[tuple[str, int, int], list[Place]] = collections.defaultdict(list)
-    for use in topology.uses:
-        for part, role in use.parts:
-            if role is Role.CONSUMES:
-                for leaf in leaves(part):
-                    consumers[use.tensor, use.axis, leaf.id].append((use.node, topology.reads_inside(use)))
-    return consumers
-
-
-def _axis_edit(
-    topology: Topology,
-    tensor: str,
-    axis: int,
-    layout: Layout,
-    changes: Mapping[int, WidthChange],
-    sizes: Mapping[int, int],
-    fills: Mapping[int, Fill],
-    roles: Mapping[tuple[str, int, int], set[Role]],
-    states: Mapping[int, Mapping[Place, str]],
-    consumers: Mapping[tuple[str, int, int], Sequence[Place]],
-) -> AxisEdit:
-    sources = {width: change.sources for width, change in changes.items()}
-    index = index_map(layout, sources)
-    length = len(index)
-    start, blank, zero, random = (np.zeros(length, dtype=bool) for _ in range(4))
-    mean: list[Averaging] = []
-    mirror: list[tuple[IndexMap, IndexMap]] = []
-    opposed: list[tuple[IndexMap, IndexMap]] = []
-    sharing: list[Sharing] = []
-    absorb: list[Absorbing] = []
-    pooled: list[Absorbing] = []
-    scale = np.ones(length)
-    for width in dict.fromkeys(leaf.id for leaf in leaves(layout) if leaf.id in changes):
-        change, fill = changes[width], fills[width]
-        found = roles.get((tensor, axis, width), {Role.DATA})
-        consumes = Role.CONSUMES in found
-        makes = bool(found & {Role.PRODUCES, Role.PER_UNIT})
-        safe = consumes and all(states[width].get(place) == "zero" for place in consumers[tensor, axis, width])
-        if consumes and makes:
-            _check_tied(topology, change, tensor, fill, safe)
-        for labels in occurrences(layout, width, sizes):
-            fresh = np.isin(labels, np.asarray(change.fresh, dtype=np.int64))
-            if consumes:
-                sharing.extend(_sharing(labels, change))
-            else:
-                mirror.extend(_pairs(labels, change.mirrors))
-                scale *= _copy_scale(labels, change)
-            if consumes and not safe:
-                zero |= fresh
-                if not makes:
-                    opposed.extend(_pairs(labels, change.mirrors))
-            elif consumes and not makes:
-                random |= fresh
-            elif Role.PRODUCES not in found or fill == "random":
-                start |= fresh
-            elif fill == "zero":
-                blank |= fresh
-            else:
-                mean.extend(_averaging(layout, sources, change, np.flatnonzero(fresh)))
-        if change.absorbed:
-            (absorb if consumes else pooled).extend(_absorbing(layout, width, change))
-    return AxisEdit(
-        axis=axis,
-        index=index,
-        start=np.flatnonzero(start & ~zero),
-        blank=np.flatnonzero(blank),
-        mean=tuple(mean),
-        mirror=_joined(mirror),
-        zero=np.flatnonzero(zero),
-        random=np.flatnonzero(random),
-        opposed=_joined(opposed),
-        sharing=tuple(sharing),
-        absorb=tuple(absorb),
-        pooled=tuple(pooled),
-        scale=scale,
-    )
-
-
-def _check_tied(topology: Topology, change: WidthChange, tensor: str, fill: Fill, safe: bool) -> None:
-    """One tensor that makes units and reads them cannot do something else in either place."""
-    name = topology.widths[change.width].name
-    if change.copies or change.absorbed:
-        raise Refused(
-            f"{change.kind} of {name}: {tensor} makes these units and reads them with "
-            "the same numbers (tied), so it cannot copy and share them; what works: expand, or untie them"
-        )
-    if change.fresh and fill == "mean" and not safe:
-        raise Refused(
-            f"{change.kind} of {name}: a layer_norm needs its new units to be the mean of the others, and {tensor}, "
-            "which makes them, also reads them (tied); what works: untie them"
-        )
-
-
-def _places(labels: IndexMap) -> dict[int, IndexMap]:
-    """By unit, the indices at which it stands, in order."""
-    order = np.argsort(labels, kind="stable")
-    ordered = labels[order]
-    cuts = np.flatnonzero(np.diff(ordered)) + 1
-    groups = np.split(order, cuts)
-    return {int(labels[group[0]]): group for group in groups if len(group)}
-
-
-def _pairs(labels: IndexMap, pairs: Sequence[tuple[int, int]]) -> list[tuple[IndexMap, IndexMap]]:
-    if not pairs:
-        return []
-    places = _places(labels)
-    return [(places[first], places[second]) for first, second in pairs]
-
-
-def _joined(pairs: Sequence[tuple[IndexMap, IndexMap]]) -> tuple[IndexMap, IndexMap]:
-    if not pairs:
-        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-    return np.concatenate([pair[0] for pair in pairs]), np.concatenate([pair[1] for pair in pairs])
-
-
-def _sharing(labels: IndexMap, change: WidthChange) -> list[Sharing]:
-    """Levels of halving: of k copies the first keeps 1/2, the second 1/4, ..., the last two alike."""
-    places = _places(labels) if change.copies else {}
-    levels: dict[int, list[tuple[IndexMap, IndexMap]]] = collections.defaultdict(list)
-    for group in change.copies.values():
-        for level, (first, second) in enumerate(itertools.pairwise(group)):
-            levels[level].append((places[first], places[second]))
-    return [Sharing(*_joined(levels[level]), change.noise) for level in sorted(levels)]
-
-
-def _copy_scale(labels: IndexMap, change: WidthChange) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Each copy's share at the indices where it stands, 1 elsewhere."""
-    share = np.ones(change.after + 1)
-    for group in change.copies.values():
-        share[group] = shares(len(group))
-    return share[labels]
-
-
-def _absorbing(layout: Layout, width: int, change: WidthChange) -> list[Absorbing]:
-    found = []
-    for labels in occurrences(layout, width):
-        places = _places(labels)
-        gone = [places[entry[0]] for entry in change.absorbed]
-        kept = [places[entry[1]] for entry in change.absorbed]
-        factor = [np.full(len(places[entry[0]]), entry[2]) for entry in change.absorbed]
-        found.append(Absorbing(np.concatenate(gone), np.concatenate(kept), np.concatenate(factor)))
-    return found
-
-
-def _averaging(
-    layout: Layout, sources: Mapping[int, Sequence[int]], change: WidthChange, places: IndexMap
-) -> list[Averaging]:
-    """For each old unit, where the fresh places would come from if fresh units copied that one."""
-    rows = []
-    for unit in range(change.before):
-        filled = tuple(unit if source < 0 else source for source in change.sources)
-        rows.append(index_map(layout, {**sources, change.width: filled})[places])
-    found = np.stack(rows)
-    whole = (found >= 0).all(0)  # (elsewhere another factor of the axis is fresh too)
-    return [Averaging(places[whole], found[:, whole])] if whole.any() else []
+) -> tuple[Carriers, tuple[str, ...]]:
+    """Who carries the widths that products of activations sum over; and why a prune is lossy where nothing can."""
+    needed = [change for change in changes if any(verdict.carried for _, verdict in verdicts[change.width])]
+    if not needed:
+        return NONE, ()
+    try:
+        return find_carriers(topology, needed, sizes), ()
+    except Refused as refusal:
+        if any(change.kind != "prune" for change in needed):
+            raise
+        return NONE, (str(refusal),)
 
 
 # -- numbers that follow -----------------------------------------------------------------------------

@@ -71,6 +71,7 @@ _SETTINGS = {
     "positions": "The sizes of the last axes afterwards.",
     "proj_size": "The units that a level's hidden ones are projected to; 0 for none. Follows from the shapes.",
     "scale": "What the products of queries and keys are multiplied by; 1 over the root of their size by default.",
+    "scaled": "Whether it is divided by the root of the size that is summed over, as attention written out is.",
     "scale_factor": "A whole factor: one number, or one for each spatial axis.",
     "shape": "The new sizes: 0 keeps an axis, -1 is what remains, a name is a size from `dims`.",
     "shapes": "The shape of each result.",

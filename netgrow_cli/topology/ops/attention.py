@@ -1,18 +1,46 @@
 """Products of activations: attention, matmul, einsum.
 
 A letter that two activations share and the result lacks is summed over without weights in between. Such a width
-cannot be rescaled by any reader, which is an effect ("contraction", "attention").
+has no reader, which is an effect ("contraction", "attention"): see `surgery.carriers`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from netgrow_cli.topology.layout import CannotAlign, Layout, SizeMismatch
 from netgrow_cli.topology.ops.base import BOOL, NUMBER, REQUIRED, TEXT, Attr, Call, Op
 from netgrow_cli.topology.ops.elementwise import broadcast
 from netgrow_cli.topology.rule import Context, Value
+
+
+def contracted(op: str, attrs: Mapping[str, Any], ranks: Sequence[int], axis: int) -> list[tuple[int, int]]:
+    """The operands that are summed over together with an axis of the first one, and the axis of each.
+
+    attrs: the node's settings. ranks: how many axes each operand has.
+    """
+    if op == "attention":
+        return [(0, ranks[0] - 1), (1, ranks[1] - 1)]
+    if op == "matmul":
+        return [(0, ranks[0] - 1), (1, max(ranks[1] - 2, 0))]
+    patterns = attrs["equation"].replace(" ", "").partition("->")[0].split(",")
+    letter = patterns[0][axis]
+    return [(n, place) for n, pattern in enumerate(patterns) for place, found in enumerate(pattern) if found == letter]
+
+
+def summed_size(op: str, attrs: Mapping[str, Any], shape: Sequence[int]) -> int:
+    """How many units of its first operand, of that shape, an operation sums over."""
+    if op != "einsum":
+        return shape[-1]
+    first, _, result = attrs["equation"].replace(" ", "").partition("->")
+    return math.prod(size for letter, size in zip(first, shape, strict=False) if letter not in result)
+
+
+def follows_size(op: str, attrs: Mapping[str, Any]) -> bool:
+    """Whether the result is divided by the root of the size that is summed over, which the model's code computes."""
+    return attrs.get("scale") is None if op == "attention" else bool(attrs.get("scaled"))
 
 
 def _agree(context: Context, one: Layout, other: Layout, what: str) -> None:
@@ -58,6 +86,8 @@ def _einsum_rule(context: Context) -> tuple[Value, ...]:
     for position, letter in enumerate(patterns[0]):
         if letter not in result:
             context.effect("contraction", letters[letter], position)
+    if context.attr("scaled") and len(set(patterns[0]) - set(result)) != 1:
+        context.fail(f"scaled: equation {context.attr('equation')!r} does not sum over one letter of its first operand")
     for letter in letters:
         if letter not in result and letter not in patterns[0]:
             context.layouts.freeze(letters[letter], f"summed over by einsum {context.node.name}")
@@ -115,11 +145,17 @@ def _attention(call: Call) -> Any:
 
 
 def _einsum(call: Call) -> Any:
-    return call.torch.einsum(call.attrs["equation"], *_alike(call.inputs))
+    return _scaled(call, call.torch.einsum(call.attrs["equation"], *_alike(call.inputs)))
 
 
 def _matmul(call: Call) -> Any:
-    return call.torch.matmul(*_alike(call.inputs))
+    return _scaled(call, call.torch.matmul(*_alike(call.inputs)))
+
+
+def _scaled(call: Call, result: Any) -> Any:
+    if not call.attrs["scaled"]:
+        return result
+    return result / math.sqrt(summed_size(call.node.op, call.attrs, call.inputs[0].shape))
 
 
 def _alike(operands: Sequence[Any]) -> Sequence[Any]:
@@ -128,15 +164,24 @@ def _alike(operands: Sequence[Any]) -> Sequence[Any]:
     return [operand.to(first.dtype) if operand.is_floating_point() else operand for operand in operands]
 
 
+_SCALED = {"scaled": Attr(False, BOOL)}
+
 OPS = (
-    Op(name="matmul", rule=_matmul_rule, run=_matmul, inputs=(2, 2), doc="Product of two activations."),
+    Op(
+        name="matmul",
+        rule=_matmul_rule,
+        run=_matmul,
+        attrs=_SCALED,
+        inputs=(2, 2),
+        doc="Product of two activations; `scaled`: divided by the root of the size that is summed over.",
+    ),
     Op(
         name="einsum",
         rule=_einsum_rule,
         run=_einsum,
-        attrs={"equation": Attr(REQUIRED, TEXT)},
+        attrs={"equation": Attr(REQUIRED, TEXT), **_SCALED},
         inputs=(1, None),
-        doc="Product of activations by an equation.",
+        doc="Product of activations by an equation; `scaled` as for matmul.",
     ),
     Op(
         name="attention",

@@ -6,6 +6,7 @@ torch's own tag, is `pointwise`; everything else is `aten`, which freezes what i
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from netgrow_cli.topology.trace.reading import (
     is_float,
     is_tensor,
     operation,
+    shape,
     shape_of,
     source_line,
 )
@@ -56,7 +58,8 @@ class Converter:
         self.fixed_batch = False
         self.empty: set[Any] = set()
         self._handlers = handlers
-        self._attributes = attributes
+        self._attributes = attributes if attributes is not None else Attributes({})
+        self._said: dict[Any, dict[str, str]] = {}
         self._program = program
         self._values: dict[Any, Any] = {}
         self._tensors: dict[Any, str] = {}
@@ -189,6 +192,8 @@ class Converter:
         named = {role: self._tensors[value] for role, value in (params or {}).items() if value is not None}
         name = self._layer_name(node, named) if name is None else self._free(name)
         self._add(node, name, op, [self.ref(value) for value in inputs], named, attrs or {})
+        shapes = tuple(tuple(shape(value)) for value in inputs if is_tensor(value))
+        self.layers[-1] = dataclasses.replace(self.layers[-1], shapes=shapes)
         self._values[node] = name if outputs is None else [f"{name}[{n}]" for n in range(outputs)]
 
     def put_refs(self, node: Any, op: str, refs: Sequence[str], attrs: Mapping[str, Any]) -> None:
@@ -215,12 +220,11 @@ class Converter:
     def _add(
         self, node: Any, name: str, op: str, refs: Sequence[str], params: Mapping[str, str], attrs: Mapping[str, Any]
     ) -> None:
-        code = self._code(node, op, attrs) if self._attributes is not None else {}
+        code = {**self._code(node, op, attrs), **self._said.pop(node, {})}
         self.layers.append(Layer(name, op, tuple(refs), dict(params), dict(attrs), source_line(node), code))
 
     def _code(self, node: Any, op: str, attrs: Mapping[str, Any]) -> dict[str, str]:
         """By setting, the attribute of a module that holds the number."""
-        assert self._attributes is not None
         found: dict[str, str] = {}
         for setting in _COUNTED.get(op, ()):
             value = attrs.get(setting)
@@ -231,6 +235,12 @@ class Converter:
                 if attribute is not None:
                     found[what] = attribute
         return found
+
+    def follows_size(self, node: Any, number: float, power: float) -> None:
+        """Say that a number of the code of a node is that power of the size that it sums over."""
+        attribute = self._attributes.of(node, "scale", number)
+        if attribute is not None:
+            self._said[node] = {f"size^{power:g}": attribute}
 
     def item(self, node: Any, source: Any, index: int) -> None:
         """A node that is one of several outputs of another."""

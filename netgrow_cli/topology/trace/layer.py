@@ -12,6 +12,7 @@ class Layer:
 
     inputs: references as a spec writes them, `name` or `name[1]`. source: file and line in the model's code.
     code: by setting, the attribute of a module that holds its number.
+    shapes: of the inputs in the trace, where they are known.
     """
 
     name: str
@@ -21,3 +22,4 @@ class Layer:
     attrs: dict[str, Any] = dataclasses.field(default_factory=dict)
     source: str | None = None
     code: dict[str, str] = dataclasses.field(default_factory=dict)
+    shapes: tuple[tuple[int, ...], ...] = ()

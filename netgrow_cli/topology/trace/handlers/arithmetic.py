@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from netgrow_cli.topology.trace.convert import Converter, Handler
+from netgrow_cli.topology.trace.folding import is_causal
 from netgrow_cli.topology.trace.reading import argument, is_float, is_tensor, shape
 
 
@@ -76,10 +78,16 @@ def _attention(made: Converter, node: Any) -> bool:
     attrs = {}
     if argument(node, 5, "is_causal", False):
         attrs["is_causal"] = True
-    if node.kwargs.get("scale") is not None:
-        attrs["scale"] = node.kwargs["scale"]
+    scale = node.kwargs.get("scale")
     if len(shape(query)) < 3:
         return False
+    # (A number that is the default's is taken for one that the code computes from the size.)
+    if scale is not None and math.isclose(scale, shape(query)[-1] ** -0.5, rel_tol=1e-7):
+        made.follows_size(node, scale, -0.5)
+    elif scale is not None:
+        attrs["scale"] = scale
+    if mask is not None and (seen := made.number(mask)) is not None and is_causal(seen):
+        attrs["is_causal"], mask = True, None
     made.put(node, "attention", [query, key, value, *([] if mask is None else [mask])], attrs=attrs)
     return True
 
