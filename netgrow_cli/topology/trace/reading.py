@@ -44,6 +44,22 @@ def mutates(graph: Any) -> bool:
     return False
 
 
+def size_from_values(graph: Any) -> Any:
+    """The first node whose size only a run can tell; None where there is none."""
+    import torch
+
+    for node in graph.nodes:
+        for value in as_list(node.meta.get("val")):
+            if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+                return node
+            if any(isinstance(size, torch.SymInt) for size in getattr(value, "shape", ())):
+                return node
+        found = next((size_from_values(inner) for inner in _inner(node)), None)
+        if found is not None:
+            return found
+    return None
+
+
 def drop_dropout(graph: Any) -> None:
     """Read through dropout, which gives back its operand in evaluation, where torch would make a copy of it."""
     for node in list(graph.nodes):
