@@ -171,21 +171,21 @@ def _argument(call: Call, item: Any) -> Any:
     return item
 
 
-def _check_call(context: Context) -> None:
+def check_call(context: Context) -> None:
     name = context.attr("call")
     if not name.startswith("aten.") or any(word in name for word in _NEVER):
         context.fail(f"call: {name!r} is no operation of torch that a network may use", "attr:call")
 
 
 def _pointwise_rule(context: Context) -> tuple[Value, ...]:
-    _check_call(context)
+    check_call(context)
     axes = broadcast(context, context.inputs)
     wide = max(context.inputs, key=lambda value: len(value.axes))
     return (Value(axes, wide.unit_axis),)
 
 
 def _resample_rule(context: Context) -> tuple[Value, ...]:
-    _check_call(context)
+    check_call(context)
     source, shape = context.inputs[0], list(context.attr("positions"))
     if len(shape) >= len(source.axes):
         context.fail(f"positions: {shape} are too many for an input of {list(source.shape)}", "attr:positions")
@@ -196,7 +196,7 @@ def _resample_rule(context: Context) -> tuple[Value, ...]:
 
 
 def _aten_rule(context: Context) -> tuple[Value, ...]:
-    _check_call(context)
+    check_call(context)
     why, shapes = f"{context.attr('call')} has no rule ({context.node.name})", context.attr("shapes")
     if not all(isinstance(shape, (list, tuple)) and all(isinstance(n, int) for n in shape) for shape in shapes):
         context.fail(f"shapes: {shapes!r} should be a list of sizes for each result", "attr:shapes")
@@ -206,7 +206,7 @@ def _aten_rule(context: Context) -> tuple[Value, ...]:
     return tuple(Value(tuple(Fixed(size, why) for size in shape), max(len(shape) - 1, 0)) for shape in shapes)
 
 
-_CALL: Mapping[str, Attr] = {
+CALL: Mapping[str, Attr] = {
     "call": Attr(REQUIRED, TEXT),
     "args": Attr((), (list, tuple)),
     "kwargs": Attr({}, (dict,)),
@@ -291,7 +291,7 @@ OPS = (
         name="pointwise",
         rule=_pointwise_rule,
         run=torch_call,
-        attrs=_CALL,
+        attrs=CALL,
         inputs=(1, None),
         doc="A function of torch of each element alone, by its name there.",
     ),
@@ -299,14 +299,14 @@ OPS = (
         name="resample",
         rule=_resample_rule,
         run=torch_call,
-        attrs={**_CALL, "positions": Attr(REQUIRED, (list, tuple))},
+        attrs={**CALL, "positions": Attr(REQUIRED, (list, tuple))},
         doc="A function of torch of the last axes, which hold positions.",
     ),
     Op(
         name="aten",
         rule=_aten_rule,
         run=torch_call,
-        attrs={**_CALL, "shapes": Attr(REQUIRED, (list, tuple))},
+        attrs={**CALL, "shapes": Attr(REQUIRED, (list, tuple))},
         inputs=(0, None),
         multiple=True,
         doc="Any other operation of torch. It has no rule, so it freezes what it touches.",

@@ -197,6 +197,10 @@ class Converter:
         self._add(node, name, op, refs, {}, attrs)
         self._values[node] = name
 
+    def give(self, node: Any, ref: str) -> None:
+        """A node that is the value of a layer made on the way."""
+        self._values[node] = ref
+
     def extra(
         self,
         node: Any,

@@ -412,6 +412,8 @@ def _changed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch
 
 def _size_follows_values(func: Any, args: Sequence[Any]) -> bool:
     """Whether the result's shape depends on the values."""
+    if operation(func) == "one_hot":
+        return len(args) < 2 or args[1] < 0
     if operation(func) == "index":
         return any(item is not None and item.dtype in (torch.bool, torch.uint8) for item in args[1])
     return torch.Tag.dynamic_output_shape in func.tags or operation(func) in ("argwhere", "nonzero_numpy")

@@ -97,6 +97,21 @@ def _evaluating(model: Any) -> Iterator[None]:
             module.training = training
 
 
+@contextlib.contextmanager
+def _experts_as_products(model: Any) -> Iterator[None]:
+    """transformers can run the same mixture of experts in several ways; this is the one that is all operations."""
+    configs = {id(config): config for module in model.modules() if (config := getattr(module, "config", None))}
+    found = [config for config in configs.values() if hasattr(config, "_experts_implementation")]
+    before = [config._experts_implementation for config in found]
+    try:
+        for config in found:
+            config._experts_implementation = "batched_mm"
+        yield
+    finally:
+        for config, stated in zip(found, before, strict=True):
+            config._experts_implementation = stated
+
+
 def _export(model: Any, given: Sequence[Given], options: Mapping[str, Any]) -> Any:
     """The exported program, functional where it matters. Raises whatever torch raises, and for sizes only a run tells."""
     import torch
@@ -107,7 +122,7 @@ def _export(model: Any, given: Sequence[Given], options: Mapping[str, Any]) -> A
     keywords = {item.name: tensor for item, tensor in examples if item.name is not None}
     # torch logs and prints what it also raises; one line is enough for people.
     logging.getLogger("torch").setLevel(logging.CRITICAL)
-    with contextlib.redirect_stderr(io.StringIO()):
+    with contextlib.redirect_stderr(io.StringIO()), _experts_as_products(model):
         program = torch.export.export(model, positional, {**keywords, **options}, strict=False)
     if mutates(program.graph):
         drop_dropout(program.graph)

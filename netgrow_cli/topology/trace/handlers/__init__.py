@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from netgrow_cli.topology.trace.convert import Handler
-from netgrow_cli.topology.trace.handlers import arithmetic, axes, layers, space
+from netgrow_cli.topology.trace.handlers import arithmetic, axes, experts, layers, space
 
 HANDLERS: dict[str, Handler] = {
     **arithmetic.HANDLERS,
     **layers.HANDLERS,
     **axes.HANDLERS,
     **space.HANDLERS,
+    **experts.HANDLERS,  # (these stand in front of some of the others)
 }

@@ -1,0 +1,426 @@
+"""Parameters as operands of products, weights chosen by an index, and the routing of tokens to them.
+
+A weight may stand in the code as `w`, `w.T`, `w[experts]` or `w[experts].transpose(1, 2)`: what it is before the
+product is read through, so that its axes have roles.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import string
+from collections.abc import Sequence
+from typing import Any
+
+from netgrow_cli.topology.trace.convert import Converter, Handler
+from netgrow_cli.topology.trace.handlers import arithmetic, axes, layers
+from netgrow_cli.topology.trace.reading import (
+    argument,
+    as_list,
+    functional_form,
+    is_float,
+    is_tensor,
+    operation,
+    shape,
+    shape_of,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """A parameter as a product sees it.
+
+    order: for each axis, which axis of the parameter it is; None for those of the index. index: what chooses along
+    the parameter's first axis; a number where the code states it.
+    """
+
+    param: Any
+    order: tuple[int | None, ...]
+    index: Any = None
+
+
+def weight_of(made: Converter, node: Any) -> Weight | None:
+    """The parameter behind an operand; None where it is computed."""
+    if made.tensor(node) is not None:
+        return Weight(node, tuple(range(len(shape(node))))) if is_float(node) else None
+    if getattr(node, "op", None) != "call_function" or not node.args:
+        return None
+    name = operation(node.target)
+    inner = weight_of(made, node.args[0]) if hasattr(node.args[0], "op") else None
+    if inner is None:
+        return None
+    rank, order = len(inner.order), list(inner.order)
+    if name in ("transpose", "swapaxes", "t", "numpy_T") and (len(node.args) > 2 or rank <= 2):
+        if rank > 1:
+            one, other = node.args[1:3] if len(node.args) > 2 else (0, 1)
+            order[one], order[other] = order[other], order[one]
+        return dataclasses.replace(inner, order=tuple(order))
+    if name == "permute":
+        return dataclasses.replace(inner, order=tuple(order[axis] for axis in node.args[1]))
+    if name == "index" and inner.index is None and order == sorted(order, key=str) and order[:1] == [0]:
+        indices = node.args[1]
+        if len(indices) == 1 and indices[0] is not None and "int" in str(indices[0].meta["val"].dtype):
+            return Weight(inner.param, (*[None] * len(shape(indices[0])), *order[1:]), indices[0])
+    if name == "select" and inner.index is None and node.args[1] % rank == order.index(0) and rank > 2:
+        number = node.args[2] % shape(node.args[0])[node.args[1]]
+        return Weight(inner.param, tuple(axis for axis in order if axis != 0), number)
+    return None
+
+
+def _product(made: Converter, node: Any, source: Any, weight: Weight, read: str, held: str, result: str) -> bool:
+    """The layer `read,held->result`; held: the letters of the weight as the product sees it."""
+    sizes: dict[str, int] = {}
+    for term, value in ((read, shape(source)), (held, _seen(weight))):
+        for letter, size in zip(term, value, strict=True):
+            if sizes.setdefault(letter, size) != size:
+                return False
+    by_axis = {axis: letter for axis, letter in zip(weight.order, held, strict=True) if axis is not None}
+    if weight.index is None:
+        term = "".join(by_axis[axis] for axis in range(len(by_axis)))
+        op = _plain(read, term, result)
+        attrs = {} if op else {"equation": f"{read},{term}->{result}"}
+        made.put(node, op or "einsum_dense", [source], {"weight": weight.param}, attrs)
+        return True
+    chosen = "".join(letter for axis, letter in zip(weight.order, held, strict=True) if axis is None)
+    if not (read.startswith(chosen) and result.startswith(chosen)):
+        return False
+    expert = next(letter for letter in string.ascii_letters if letter not in read + held + result)
+    term = expert + "".join(by_axis[axis] for axis in range(1, len(by_axis) + 1))
+    index = _number(made, node, weight.index) if isinstance(weight.index, int) else made.ref(weight.index)
+    _put(made, node, "experts", [made.ref(source), index], weight, {"equation": f"{read},{chosen},{term}->{result}"})
+    return True
+
+
+def _seen(weight: Weight) -> list[int]:
+    """The shape of a weight as the product sees it."""
+    sizes = shape(weight.param)
+    index = [] if weight.index is None or isinstance(weight.index, int) else shape(weight.index)
+    lead = iter(index)
+    return [next(lead) if axis is None else sizes[axis] for axis in weight.order]
+
+
+def _plain(read: str, term: str, result: str) -> str | None:
+    """The layer with a name of its own: y = x W^T, or y = x W."""
+    if len(term) != 2 or len(result) != len(read) or read[:-1] != result[:-1] or read[-1] == result[-1]:
+        return None
+    return {result[-1] + read[-1]: "linear", read[-1] + result[-1]: "linear_io"}.get(term)
+
+
+def _number(made: Converter, node: Any, number: int) -> str:
+    return made.extra(node, "expert", "constant", [], {"value": number, "dtype": "int64"})
+
+
+def _put(made: Converter, node: Any, op: str, refs: Sequence[str], weight: Weight, attrs: dict[str, Any]) -> None:
+    """As `Converter.put`, from references."""
+    name = made.extra(node, op, op, refs, attrs, {"weight": weight.param})
+    made.give(node, name)
+
+
+# -- products ------------------------------------------------------------------------------------------
+
+
+def _matmul(made: Converter, node: Any) -> bool:
+    left, right = node.args[:2]
+    return _with_weight(made, node, left, right) or _known(node)(made, node)
+
+
+def _with_weight(made: Converter, node: Any, left: Any, right: Any) -> bool:
+    """A product of matrices of which one operand is a weight."""
+    weights = weight_of(made, left), weight_of(made, right)
+    if (weights[0] is None) == (weights[1] is None):
+        return False
+    ranks = len(shape(left)), len(shape(right))
+    outer = string.ascii_lowercase[: max(*ranks, 2) - 2]
+    row, inner, column = "r" if ranks[0] > 1 else "", "i", "c" if ranks[1] > 1 else ""
+    terms = [
+        outer[len(outer) - max(rank - 2, 0) :] + matrix
+        for rank, matrix in zip(ranks, (row + inner, inner + column), strict=True)
+    ]
+    result = outer + row + column
+    if weights[1] is not None:
+        return _product(made, node, left, weights[1], terms[0], terms[1], result)
+    assert weights[0] is not None
+    return _product(made, node, right, weights[0], terms[1], terms[0], result)
+
+
+def _einsum(made: Converter, node: Any) -> bool:
+    equation, operands = str(node.args[0]).replace(" ", ""), node.args[1]
+    terms, arrow, result = equation.partition("->")
+    letters = terms.split(",")
+    weights = [weight_of(made, operand) for operand in operands]
+    plain = all(len(set(term)) == len(term) and term.isalpha() for term in letters)
+    if arrow and plain and len(operands) == 2 and (weights[0] is None) != (weights[1] is None):
+        place = 1 if weights[1] is not None else 0
+        weight = weights[place]
+        assert weight is not None
+        if _product(made, node, operands[1 - place], weight, letters[1 - place], letters[place], result):
+            return True
+    return _known(node)(made, node)
+
+
+def _linear(made: Converter, node: Any) -> bool:
+    """A weight that is computed of parameters is applied piece by piece: x (V + B A)^T is x V^T + (x A^T) B^T."""
+    source, weight = node.args[:2]
+    bias = argument(node, 2, "bias")
+    if made.tensor(weight) is not None:
+        return layers.HANDLERS["linear"](made, node)
+    found = _applied(made, node, made.ref(source), weight, len(shape(source)))
+    if found is None:
+        if len(shape(weight)) != 2:
+            return False
+        turned = made.extra(node, "turned", "transpose", [made.ref(weight)], {"axes": [0, 1]})
+        found = made.extra(node, "product", "matmul", [made.ref(source), turned], {})
+    if bias is not None:
+        found = made.extra(node, "sum", "add", [found, made.ref(bias)], {})
+    made.give(node, found)
+    return True
+
+
+def _applied(made: Converter, node: Any, source: str, weight: Any, rank: int) -> str | None:
+    """The reference of x W^T, for a W that is linear in parameters; None where it is not."""
+    known = weight_of(made, weight)
+    if known is not None and len(known.order) == 2:
+        return _applied_weight(made, node, source, known, rank)
+    if getattr(weight, "op", None) != "call_function":
+        return None
+    name, args = operation(weight.target), weight.args
+    if name in ("add", "sub") and len(args) == 2 and not weight.kwargs and all(_matrix(part) for part in args):
+        parts = [_applied(made, node, source, part, rank) for part in args]
+        if None in parts or shape(args[0]) != shape(args[1]):
+            return None
+        return made.extra(node, name, name, [part for part in parts if part is not None], {})
+    if name in ("mul", "div") and _matrix(args[0]) and isinstance(args[1], (int, float)) and not weight.kwargs:
+        inner = _applied(made, node, source, args[0], rank)
+        return inner and made.extra(node, "scaled", name, [inner], {"by": args[1]})
+    if name in ("matmul", "mm") and all(_matrix(part) for part in args[:2]):
+        first = _applied(made, node, source, args[1], rank)
+        return first and _applied(made, node, first, args[0], rank)
+    return _rows(made, node, source, weight, rank)
+
+
+def _applied_weight(made: Converter, node: Any, source: str, weight: Weight, rank: int) -> str | None:
+    params = {"weight": weight.param}
+    if weight.index is None:
+        return made.extra(node, "product", "linear" if weight.order == (0, 1) else "linear_io", [source], {}, params)
+    if not isinstance(weight.index, int) and shape(weight.index):
+        return None
+    read = string.ascii_lowercase[:rank]
+    term = {1: "zy", 2: "yz"}[weight.order[1] or 0].replace("y", read[-1])
+    index = _number(made, node, weight.index) if isinstance(weight.index, int) else made.ref(weight.index)
+    equation = f"{read},,x{term}->{read[:-1]}z"
+    return made.extra(node, "product", "experts", [source, index], {"equation": equation}, params)
+
+
+def _matrix(value: Any) -> bool:
+    return hasattr(value, "op") and is_tensor(value) and len(shape(value)) == 2
+
+
+def _rows(made: Converter, node: Any, source: str, weight: Any, rank: int) -> str | None:
+    """Some rows of a weight are some of what all of it gives."""
+    if operation(weight.target) != "getitem":
+        return None
+    cut, place = weight.args
+    if operation(cut.target) not in ("chunk", "split", "split_with_sizes") or argument(cut, 2, "dim", 0) != 0:
+        return None
+    inner = _applied(made, node, source, cut.args[0], rank) if _matrix(cut.args[0]) else None
+    if inner is None:
+        return None
+    sizes = [shape_of(part)[0] for part in as_list(cut.meta["val"])]
+    attrs = {"axis": -1, "start": sum(sizes[:place]), "stop": sum(sizes[: place + 1])}
+    return made.extra(node, "rows", "slice", [inner], attrs)
+
+
+def _addmm(made: Converter, node: Any) -> bool:
+    """bias + x W."""
+    bias, source, weight = node.args[:3]
+    found = weight_of(made, weight)
+    if len(node.args) > 3 or node.kwargs:
+        return False
+    if found is not None and found.index is None and made.tensor(bias) is not None and len(shape(bias)) == 1:
+        op = "linear_io" if found.order == (0, 1) else "linear"
+        if len(found.order) == 2:
+            made.put(node, op, [source], {"weight": found.param, "bias": bias})
+            return True
+    if not _with_weight(made, node, source, weight):
+        made.give(node, made.extra(node, "product", "matmul", [made.ref(source), made.ref(weight)], {}))
+    made.give(node, made.extra(node, "sum", "add", [made.ref(node), made.ref(bias)], {}))
+    return True
+
+
+def _grouped_mm(made: Converter, node: Any) -> bool:
+    """Rows in the order of their experts; `offs` says where each expert's end."""
+    source, weight = node.args[:2]
+    ends = argument(node, 2, "offs")
+    found = weight_of(made, weight)
+    if found is None or found.index is not None or len(found.order) != 3 or found.order[0] != 0 or ends is None:
+        return False
+    if len(shape(source)) != 2 or argument(node, 3, "bias") is not None:
+        return False
+    count = shape(source)[0]
+    dtype = str(ends.meta["val"].dtype)
+    numbers = made.extra(node, "rows", "constant", [], {"value": list(range(count)), "dtype": dtype[6:]})
+    attrs = {"call": "aten.searchsorted.Tensor", "args": ["$0", "$1"], "kwargs": {"right": True}, "shapes": [[count]]}
+    index = made.extra(node, "expert", "aten", [made.ref(ends), numbers], attrs)
+    term = "eio" if found.order == (0, 1, 2) else "eoi"
+    _put(made, node, "experts", [made.ref(source), f"{index}[0]"], found, {"equation": f"ti,t,{term}->to"})
+    made.fixed_batch = True
+    return True
+
+
+# -- routing -------------------------------------------------------------------------------------------
+
+
+def _index(made: Converter, node: Any) -> bool:
+    table, indices = node.args[:2]
+    found = _indices(indices)
+    if found is None:
+        return False
+    axis, given, mask = found
+    if axis == 0 and len(given) == 1 and not mask:
+        return axes.HANDLERS["index"](made, node)
+    attrs = {"axis": axis, **({"mask": True, "rows": shape(node)[axis]} if mask else {})}
+    made.fixed_batch = made.fixed_batch or mask
+    made.put(node, "pick", [table, *given], attrs=attrs)
+    return True
+
+
+def _index_put(made: Converter, node: Any) -> bool:
+    table, indices, values = node.args[:3]
+    found = _indices(indices)
+    if found is None or not is_float(table):
+        return False
+    axis, given, mask = found
+    rest = len(shape(table)) - axis - len(shape(given[0]))
+    rows = shape(values)[axis] if mask and len(shape(values)) == axis + 1 + rest else 1
+    attrs = {"axis": axis, **({"mask": True, "rows": rows} if mask else {})}
+    if argument(node, 3, "accumulate", False):
+        attrs["accumulate"] = True
+    made.fixed_batch = made.fixed_batch or mask
+    made.put(node, "put", [table, values, *given], attrs=attrs)
+    return True
+
+
+def _indices(indices: Sequence[Any]) -> tuple[int, list[Any], bool] | None:
+    """The first axis that is indexed, by what, and whether by a mask; None where that is not all side by side."""
+    places = [n for n, index in enumerate(indices) if index is not None]
+    given = [indices[n] for n in places]
+    if not places or places != list(range(places[0], places[0] + len(places))):
+        return None
+    masks = ["bool" in str(index.meta["val"].dtype) for index in given]
+    return (places[0], given, masks[0]) if len(given) == 1 or not any(masks) else None
+
+
+def _index_add(made: Converter, node: Any) -> bool:
+    table, axis, index, values = node.args[:4]
+    if not is_float(table) or node.kwargs.get("alpha", 1) != 1:
+        return False
+    axis %= len(shape(table))
+    made.put(node, "put", [table, values, index], attrs={"axis": axis, "accumulate": True})
+    return True
+
+
+def _along(dim: int, default: Any = None) -> Handler:
+    """A function along one axis, which is the argument at this position."""
+
+    def handler(made: Converter, node: Any) -> bool:
+        operands, arguments, keywords = made.recorded(node)
+        axis = argument(node, dim, "dim", default)
+        rank = len(shape(node.args[0]))
+        if axis is None or any(len(shape(operand)) != rank for operand in operands):
+            return False
+        others = {tuple(n for m, n in enumerate(shape(value)) if m != axis % rank) for value in operands}
+        if rank == 0 or len(others) > 1:
+            return False
+        sizes = [shape_of(value)[axis] for value in as_list(node.meta["val"])]
+        attrs = {"call": functional_form(str(node.target)), "args": arguments, "axis": axis, "sizes": sizes}
+        if keywords:
+            attrs["kwargs"] = keywords
+        if operation(node.target) in ("gather", "scatter") and axis % rank != 0:
+            made.fixed_batch = made.fixed_batch or len(operands) > 1
+        _several(made, node, operands, attrs)
+        return True
+
+    return handler
+
+
+def _several(made: Converter, node: Any, operands: Sequence[Any], attrs: dict[str, Any]) -> None:
+    made.put(node, "along", operands, attrs=attrs, outputs=len(attrs["sizes"]))
+
+
+def _one_hot(made: Converter, node: Any) -> bool:
+    operands, arguments, _ = made.recorded(node)
+    attrs = {"call": "aten.one_hot.default", "args": arguments[:1] + [shape(node)[-1]], "sizes": [shape(node)[-1]]}
+    _several(made, node, operands, {**attrs, "adds": True})
+    return True
+
+
+def _masked_fill(made: Converter, node: Any) -> bool:
+    operands, arguments, _ = made.recorded(node)
+    attrs = {"call": functional_form(str(node.target)), "args": arguments}
+    made.put(node, "pointwise", operands, attrs=attrs)
+    return True
+
+
+def _repeat_interleave(made: Converter, node: Any) -> bool:
+    """Each index of an axis several times: (t) -> (t times)."""
+    source, times = node.args[:2]
+    axis = argument(node, 2, "dim")
+    if axis is None or not isinstance(times, int):
+        return False
+    axis %= len(shape(source))
+    wide = made.extra(node, "wide", "unsqueeze", [made.ref(source)], {"axis": axis + 1})
+    sizes = [times if n == axis + 1 else -1 for n in range(len(shape(source)) + 1)]
+    many = made.extra(node, "many", "expand", [wide], {"sizes": sizes})
+    made.put_refs(node, "flatten", [many], {"start": axis, "end": axis + 1})
+    return True
+
+
+def _repeat(made: Converter, node: Any) -> bool:
+    """All of an axis several times: (t) -> (times t)."""
+    source, times = node.args[:2]
+    before = shape(source)
+    ref, more = made.ref(source), len(times) - len(before)
+    if more < 0 or math.prod(times) == 0:
+        return False
+    for _ in range(more):
+        ref = made.extra(node, "wide", "unsqueeze", [ref], {"axis": 0})
+    sizes = [1] * more + before
+    for axis, count in enumerate(times):
+        if count == 1:
+            continue
+        wide = made.extra(node, "wide", "unsqueeze", [ref], {"axis": axis})
+        several = [count if n == axis else -1 for n in range(len(sizes) + 1)]
+        many = made.extra(node, "many", "expand", [wide], {"sizes": several})
+        ref = made.extra(node, "flat", "flatten", [many], {"start": axis, "end": axis + 1})
+    made.give(node, ref)
+    return True
+
+
+def _known(node: Any) -> Handler:
+    return arithmetic.HANDLERS[operation(node.target)]
+
+
+HANDLERS: dict[str, Handler] = {
+    "matmul": _matmul,
+    "bmm": _matmul,
+    "mm": _matmul,
+    "einsum": _einsum,
+    "linear": _linear,
+    "addmm": _addmm,
+    "baddbmm": _addmm,
+    "_grouped_mm": _grouped_mm,
+    "grouped_mm_fallback": _grouped_mm,
+    "index": _index,
+    "index_put": _index_put,
+    "index_add": _index_add,
+    "topk": _along(2, -1),
+    "sort": _along(1, -1),
+    "argsort": _along(1, -1),
+    "gather": _along(1),
+    "scatter": _along(1),
+    "scatter_add": _along(1),
+    "one_hot": _one_hot,
+    "masked_fill": _masked_fill,
+    "repeat_interleave": _repeat_interleave,
+    "repeat": _repeat,
+}
