@@ -68,7 +68,7 @@ def _experts(call: Call) -> Any:
     lead, several = index.shape, len(chosen)
     equation = f"z{read[several:]},{weight[1:]}->z{result[several:]}"
     rows, index = source.reshape(-1, *source.shape[several:]), index.reshape(-1)
-    shape = {letter: size for letter, size in zip(weight[1:], call.params["weight"].shape[1:], strict=True)}
+    shape = dict(zip(weight[1:], call.params["weight"].shape[1:], strict=True))
     shape |= dict(zip(read, source.shape, strict=True))
     found = rows.new_zeros(len(index), *(shape[letter] for letter in result[several:]))
     for expert in index.unique().tolist():
@@ -125,7 +125,7 @@ def _put(call: Call) -> Any:
 
 
 def _along_rule(context: Context) -> tuple[Value, ...]:
-    """Every other axis stays, and is the same in all operands."""
+    """Every other axis stays, and is the same in all operands; the axis itself goes where its new size is 0."""
     check_call(context)
     source, sizes = context.inputs[0], context.attr("sizes")
     name = context.attr("call").split(".")[1]
@@ -141,7 +141,10 @@ def _along_rule(context: Context) -> tuple[Value, ...]:
     kept = broadcast(context, others)
     for value in context.inputs:
         context.layouts.freeze(value.axes[axis], why)
-    return tuple(Value((*kept[:axis], Fixed(size, why), *kept[axis:]), source.unit_axis) for size in sizes)
+    held = [[Fixed(size, why)] if size else [] for size in sizes]
+    return tuple(
+        Value((*kept[:axis], *item, *kept[axis:]), min(source.unit_axis, rank - 2 + len(item))) for item in held
+    )
 
 
 _ROWS = {"axis": Attr(0, INT), "mask": Attr(False, BOOL)}
@@ -171,7 +174,7 @@ OPS = (
         attrs={**_ROWS, "rows": Attr(0, INT)},
         inputs=(2, None),
         fresh="mean",
-        doc="table[i, j, ...] from `axis` on, or table[mask]; from: [table, i, j]. A mask's rows are those of the trace.",
+        doc="table[i, j, ...] from `axis` on, or table[mask], which had so many `rows`; from: [table, i, j].",
     ),
     Op(
         name="put",

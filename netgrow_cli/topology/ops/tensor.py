@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from netgrow_cli.topology.layout import Fixed, Layout
+from netgrow_cli.topology.layout import CannotAlign, Fixed, Layout
 from netgrow_cli.topology.ops.base import INT, INTS, REQUIRED, TEXT, Attr, Call, Op, Param, axes_in, axis_in
 from netgrow_cli.topology.ops.elementwise import broadcast
 from netgrow_cli.topology.rule import Context, Role, Value
@@ -69,7 +69,8 @@ def _expand_rule(context: Context) -> tuple[Value, ...]:
         new = context.layouts.width(size)
         context.site(f"sizes[{position}]", new)
         axes.append(new)
-    return (Value(tuple(axes), source.unit_axis + more, source.integer),)
+    unit = min(source.unit_axis + more, max(len(axes) - 1, 0))  # (a number has no axis to start from)
+    return (Value(tuple(axes), unit, source.integer),)
 
 
 def _select_rule(context: Context) -> tuple[Value, ...]:
@@ -126,9 +127,23 @@ def _strided_rule(context: Context) -> tuple[Value, ...]:
         context.fail(f"start: {start} is not inside an axis of {source.axes[axis].size}", "attr:start")
     size = len(range(start, source.axes[axis].size, step))
     why = f"one in {step} of it is taken by {context.node.name}"
-    context.layouts.freeze(source.axes[axis], why)
-    axes = (*source.axes[:axis], Fixed(size, why), *source.axes[axis + 1 :])
-    return (Value(axes, source.unit_axis, source.integer),)
+    taken = _one_of_each(context, source.axes[axis], step, why) if start < step else None
+    if taken is None:
+        context.layouts.freeze(source.axes[axis], why)
+        taken = Fixed(size, why)
+    return (Value((*source.axes[:axis], taken, *source.axes[axis + 1 :]), source.unit_axis, source.integer),)
+
+
+def _one_of_each(context: Context, axis: Layout, step: int, why: str) -> Layout | None:
+    """What stands interleaved, (units step), is a unit for each step: all of them, at the start's place."""
+    if axis.size % step or isinstance(axis, Fixed):
+        return None
+    try:
+        units, places = context.layouts.factor(axis, (axis.size // step, step))
+    except CannotAlign:
+        return None
+    context.layouts.fix(places, why)
+    return units
 
 
 def _strided(call: Call) -> Any:

@@ -55,6 +55,7 @@ class Converter:
         self.unknown: dict[str, int] = {}
         self.fixed_batch = False
         self.empty: set[Any] = set()
+        self.pieces: dict[Any, tuple[int, list[tuple[str, int]]]] = {}  # axis, references and sizes of what was joined
         self._handlers = handlers
         self._attributes = attributes
         self._program = program

@@ -198,14 +198,14 @@ class _Looks(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class _Recorder(SchemaCheckMode):
+class _Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
     """Writes down each operation that the dispatcher sees ahead of autograd.
 
     (torch takes modes of a few classes only there; of this one nothing but the class is used.)
     """
 
     def __init__(self, model: torch.nn.Module, state: Mapping[str, torch.Tensor], inputs: Sequence[Any]) -> None:
-        TorchDispatchMode.__init__(self, _dispatch_key=torch._C.DispatchKey.PreDispatch)
+        TorchDispatchMode.__init__(self, _dispatch_key=torch._C.DispatchKey.PreDispatch)  # type: ignore[no-untyped-call]
         self.graph = torch.fx.Graph()
         self._paths = {id(module): name for name, module in model.named_modules()}
         self._stack: list[tuple[str, type]] = []
@@ -407,7 +407,8 @@ def _changed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch
     found = [item for item in written if isinstance(item, torch.Tensor)]
     if len(found) != 1 or found[0] is not args[0]:
         raise UsageError(f"it changes values in place by {func}, which cannot be recorded")
-    return found[0]
+    changed: torch.Tensor = found[0]
+    return changed
 
 
 def _size_follows_values(func: Any, args: Sequence[Any]) -> bool:

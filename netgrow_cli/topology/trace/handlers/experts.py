@@ -349,7 +349,7 @@ def _several(made: Converter, node: Any, operands: Sequence[Any], attrs: dict[st
 
 def _one_hot(made: Converter, node: Any) -> bool:
     operands, arguments, _ = made.recorded(node)
-    attrs = {"call": "aten.one_hot.default", "args": arguments[:1] + [shape(node)[-1]], "sizes": [shape(node)[-1]]}
+    attrs = {"call": "aten.one_hot.default", "args": [*arguments[:1], shape(node)[-1]], "sizes": [shape(node)[-1]]}
     _several(made, node, operands, {**attrs, "adds": True})
     return True
 
@@ -358,6 +358,50 @@ def _masked_fill(made: Converter, node: Any) -> bool:
     operands, arguments, _ = made.recorded(node)
     attrs = {"call": functional_form(str(node.target)), "args": arguments}
     made.put(node, "pointwise", operands, attrs=attrs)
+    return True
+
+
+def _copy(made: Converter, node: Any) -> bool:
+    """What is copied, in the place of what it is copied into."""
+    into, source = node.args[:2]
+    if not (is_float(into) and is_float(source)):
+        return False
+    if shape(into) == shape(source):
+        made.alias(node, source)
+    else:
+        made.put(node, "expand", [source], attrs={"sizes": shape(into)})
+    return True
+
+
+def _filled(position: int | None, value: float = 0.0) -> Handler:
+    """A tensor of one number: its units may be anything. position: of the number among the arguments."""
+
+    def handler(made: Converter, node: Any) -> bool:
+        number = value if position is None else argument(node, position, "fill_value")
+        if not is_float(node) or not isinstance(number, (int, float)) or isinstance(number, bool):
+            return False
+        attrs = {"value": float(number), "dtype": str(node.meta["val"].dtype)[6:]}
+        sizes: list[Any] = list(shape(node))
+        if not sizes:
+            made.put(node, "constant", [], attrs=attrs)
+            return True
+        if sizes[0] == made.batch:
+            sizes[0] = "batch"
+        one = made.extra(node, "number", "constant", [], attrs)
+        made.put_refs(node, "expand", [one], {"sizes": sizes})
+        return True
+
+    return handler
+
+
+def _largest(made: Converter, node: Any) -> bool:
+    """max(x, dim), of which the places are not read."""
+    axis, keep = argument(node, 1, "dim"), argument(node, 2, "keepdim", False)
+    places = [user for user in node.users if operation(user.target) == "getitem" and user.args[1] == 1]
+    if axis is None or hasattr(axis, "op") or any(user.users for user in places):
+        return False
+    op = {"max": "amax", "min": "amin"}[operation(node.target)]
+    made.put(node, op, [node.args[0]], attrs={"axes": [axis], **({"keepdim": True} if keep else {})})
     return True
 
 
@@ -396,6 +440,18 @@ def _repeat(made: Converter, node: Any) -> bool:
     return True
 
 
+def _pairs(adds: bool) -> Handler:
+    """Pairs of numbers as complex ones, and back."""
+
+    def handler(made: Converter, node: Any) -> bool:
+        operands, arguments, _ = made.recorded(node)
+        attrs = {"call": str(node.target), "args": arguments, "sizes": [2 if adds else 0]}
+        _several(made, node, operands, {**attrs, **({"adds": True} if adds else {})})
+        return True
+
+    return handler
+
+
 def _known(node: Any) -> Handler:
     return arithmetic.HANDLERS[operation(node.target)]
 
@@ -421,6 +477,22 @@ HANDLERS: dict[str, Handler] = {
     "scatter_add": _along(1),
     "one_hot": _one_hot,
     "masked_fill": _masked_fill,
+    "copy": _copy,
+    "zeros": _filled(None),
+    "ones": _filled(None, 1.0),
+    "full": _filled(1),
+    "empty": _filled(None),
+    "new_zeros": _filled(None),
+    "new_ones": _filled(None, 1.0),
+    "new_full": _filled(2),
+    "new_empty": _filled(None),
+    "empty_like": _filled(None),
+    "full_like": _filled(1),
+    "ones_like": _filled(None, 1.0),
+    "max": _largest,
+    "min": _largest,
+    "view_as_complex": _pairs(False),
+    "view_as_real": _pairs(True),
     "repeat_interleave": _repeat_interleave,
     "repeat": _repeat,
 }
