@@ -14,13 +14,12 @@ import yaml
 from torch import nn
 
 import netgrow_cli
-from netgrow_cli.errors import UsageError
 from netgrow_cli.jobs.job import Job, Options, opened
 from netgrow_cli.proof.permutation import certify
 from netgrow_cli.topology.trace.inputs import parse_input
 from netgrow_cli.topology.trace.source import trace_model
 
-from .toys import MLP, TOYS, Toy, started
+from .toys import TOYS, Toy, started
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -3,6 +3,8 @@ back, and functions of torch that work along one axis (topk, sort, gather)."""
 
 from __future__ import annotations
 
+import dataclasses
+import string
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,9 +39,14 @@ def _line(terms: Sequence[str], result: str) -> str:
     return f"{', '.join(' '.join(term) for term in terms)} -> {' '.join(result)}"
 
 
+def _applied(context: Context, line: str, data: str) -> tuple[Value, ...]:
+    (value,) = notation(line, ("weight",), data=data)(context)
+    return (dataclasses.replace(value, unit_axis=min(value.unit_axis, max(len(value.axes) - 1, 0))),)
+
+
 def _dense_rule(context: Context) -> tuple[Value, ...]:
     terms, result = _terms(context, 2)
-    return notation(_line(terms, result), ("weight",), data="summed over")(context)
+    return _applied(context, _line(terms, result), "summed over")
 
 
 def _dense(call: Call) -> Any:
@@ -57,7 +64,7 @@ def _experts_rule(context: Context) -> tuple[Value, ...]:
             "attr:equation",
         )
     why = f"experts, of which one is chosen by index ({context.node.name})"
-    return notation(_line([read, index, weight], result), ("weight",), data=why)(context)
+    return _applied(context, _line([read, index, weight], result), why)
 
 
 def _experts(call: Call) -> Any:
@@ -66,7 +73,8 @@ def _experts(call: Call) -> Any:
     read, chosen, weight = call.attrs["equation"].replace(" ", "").partition("->")[0].split(",")
     result = call.attrs["equation"].replace(" ", "").partition("->")[2]
     lead, several = index.shape, len(chosen)
-    equation = f"z{read[several:]},{weight[1:]}->z{result[several:]}"
+    row = next(letter for letter in string.ascii_letters if letter not in read + weight + result)
+    equation = f"{row}{read[several:]},{weight[1:]}->{row}{result[several:]}"
     rows, index = source.reshape(-1, *source.shape[several:]), index.reshape(-1)
     shape = dict(zip(weight[1:], call.params["weight"].shape[1:], strict=True))
     shape |= dict(zip(read, source.shape, strict=True))

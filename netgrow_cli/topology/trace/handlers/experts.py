@@ -30,8 +30,8 @@ from netgrow_cli.topology.trace.reading import (
 class Weight:
     """A parameter as a product sees it.
 
-    order: for each axis, which axis of the parameter it is; None for those of the index. index: what chooses along
-    the parameter's first axis; a number where the code states it.
+    order: for each axis, which axis of the parameter it is; None for those of the index, -1 for one along which it
+    repeats. index: what chooses along the parameter's first axis; a number where the code states it.
     """
 
     param: Any
@@ -50,18 +50,27 @@ def weight_of(made: Converter, node: Any) -> Weight | None:
     if inner is None:
         return None
     rank, order = len(inner.order), list(inner.order)
-    if name in ("transpose", "swapaxes", "t", "numpy_T") and (len(node.args) > 2 or rank <= 2):
-        if rank > 1:
-            one, other = node.args[1:3] if len(node.args) > 2 else (0, 1)
-            order[one], order[other] = order[other], order[one]
+    if name in ("transpose", "swapaxes", "t", "mT") and rank > 1:
+        one, other = node.args[1:3] if len(node.args) > 2 else (-2, -1)
+        order[one], order[other] = order[other], order[one]
         return dataclasses.replace(inner, order=tuple(order))
+    if name == "numpy_T":
+        return dataclasses.replace(inner, order=tuple(reversed(order)))
     if name == "permute":
         return dataclasses.replace(inner, order=tuple(order[axis] for axis in node.args[1]))
-    if name == "index" and inner.index is None and order == sorted(order, key=str) and order[:1] == [0]:
+    if name == "unsqueeze":
+        place = node.args[1] % (rank + 1)
+        return dataclasses.replace(inner, order=(*order[:place], -1, *order[place:]))
+    if name == "expand":
+        after = [-1] * (len(shape(node)) - rank) + order
+        sizes = shape(inner.param)
+        before = [now if axis == -1 else sizes[axis or 0] for axis, now in zip(after, shape(node), strict=True)]
+        return dataclasses.replace(inner, order=tuple(after)) if before == shape(node) and inner.index is None else None
+    if name == "index" and inner.index is None and order[:1] == [0]:
         indices = node.args[1]
         if len(indices) == 1 and indices[0] is not None and "int" in str(indices[0].meta["val"].dtype):
             return Weight(inner.param, (*[None] * len(shape(indices[0])), *order[1:]), indices[0])
-    if name == "select" and inner.index is None and node.args[1] % rank == order.index(0) and rank > 2:
+    if name == "select" and inner.index is None and order[node.args[1]] == 0 and rank > 2:
         number = node.args[2] % shape(node.args[0])[node.args[1]]
         return Weight(inner.param, tuple(axis for axis in order if axis != 0), number)
     return None
@@ -72,9 +81,12 @@ def _product(made: Converter, node: Any, source: Any, weight: Weight, read: str,
     sizes: dict[str, int] = {}
     for term, value in ((read, shape(source)), (held, _seen(weight))):
         for letter, size in zip(term, value, strict=True):
-            if sizes.setdefault(letter, size) != size:
+            if sizes.setdefault(letter, size or 0) != size and size is not None:
                 return False
-    by_axis = {axis: letter for axis, letter in zip(weight.order, held, strict=True) if axis is not None}
+    repeated = [letter for axis, letter in zip(weight.order, held, strict=True) if axis == -1]
+    if any(letter not in read for letter in repeated):
+        return False
+    by_axis = {axis: letter for axis, letter in zip(weight.order, held, strict=True) if axis not in (None, -1)}
     if weight.index is None:
         term = "".join(by_axis[axis] for axis in range(len(by_axis)))
         op = _plain(read, term, result)
@@ -91,12 +103,12 @@ def _product(made: Converter, node: Any, source: Any, weight: Weight, read: str,
     return True
 
 
-def _seen(weight: Weight) -> list[int]:
-    """The shape of a weight as the product sees it."""
+def _seen(weight: Weight) -> list[int | None]:
+    """The shape of a weight as the product sees it; None along which it repeats."""
     sizes = shape(weight.param)
     index = [] if weight.index is None or isinstance(weight.index, int) else shape(weight.index)
     lead = iter(index)
-    return [next(lead) if axis is None else sizes[axis] for axis in weight.order]
+    return [next(lead) if axis is None else None if axis == -1 else sizes[axis] for axis in weight.order]
 
 
 def _plain(read: str, term: str, result: str) -> str | None:
@@ -179,7 +191,7 @@ def _linear(made: Converter, node: Any) -> bool:
 def _applied(made: Converter, node: Any, source: str, weight: Any, rank: int) -> str | None:
     """The reference of x W^T, for a W that is linear in parameters; None where it is not."""
     known = weight_of(made, weight)
-    if known is not None and len(known.order) == 2:
+    if known is not None and len(known.order) == 2 and -1 not in known.order:
         return _applied_weight(made, node, source, known, rank)
     if getattr(weight, "op", None) != "call_function":
         return None
@@ -205,7 +217,7 @@ def _applied_weight(made: Converter, node: Any, source: str, weight: Weight, ran
     if not isinstance(weight.index, int) and shape(weight.index):
         return None
     read = string.ascii_lowercase[:rank]
-    term = {1: "zy", 2: "yz"}[weight.order[1] or 0].replace("y", read[-1])
+    term = {2: "zy", 1: "yz"}[weight.order[1] or 0].replace("y", read[-1])
     index = _number(made, node, weight.index) if isinstance(weight.index, int) else made.ref(weight.index)
     equation = f"{read},,x{term}->{read[:-1]}z"
     return made.extra(node, "product", "experts", [source, index], {"equation": equation}, params)
@@ -440,6 +452,16 @@ def _repeat(made: Converter, node: Any) -> bool:
     return True
 
 
+def _turned(made: Converter, node: Any) -> bool:
+    """x.T and x.mT."""
+    count = len(shape(node))
+    if operation(node.target) == "numpy_T":
+        made.put(node, "permute", [node.args[0]], attrs={"axes": list(reversed(range(count)))})
+    else:
+        made.put(node, "transpose", [node.args[0]], attrs={"axes": [-2, -1]})
+    return True
+
+
 def _pairs(adds: bool) -> Handler:
     """Pairs of numbers as complex ones, and back."""
 
@@ -491,6 +513,8 @@ HANDLERS: dict[str, Handler] = {
     "ones_like": _filled(None, 1.0),
     "max": _largest,
     "min": _largest,
+    "numpy_T": _turned,
+    "mT": _turned,
     "view_as_complex": _pairs(False),
     "view_as_real": _pairs(True),
     "repeat_interleave": _repeat_interleave,
