@@ -128,6 +128,13 @@ class Converter:
         """The numbers of a node that depends on no input and no tensor of the checkpoint; None for others."""
         return self._folded.value(node) if hasattr(node, "op") else None
 
+    def know(self, node: Any, number: float) -> None:
+        """A node whose numbers are all the same one."""
+        import torch
+
+        value = node.meta["val"]
+        self._folded.give(node, torch.full((), number, dtype=value.dtype).expand(tuple(value.shape)))
+
     def _table(self, node: Any) -> str | None:
         """The reference of a layer that states the numbers of a node; None where it is no such node."""
         if node in self._stated:

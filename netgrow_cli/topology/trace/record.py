@@ -240,7 +240,7 @@ class _Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
     def look(self, tensors: Sequence[torch.Tensor]) -> None:
         """The code looks at values that are not the same for every input and checkpoint."""
         if any(self._of(tensor).node not in self._same_always for tensor in tensors):
-            self._looks.setdefault(_place()[1])
+            self._looks.setdefault(_place())
 
     # -- values ------------------------------------------------------------------------------------
 
@@ -296,7 +296,8 @@ class _Recorder(SchemaCheckMode):  # type: ignore[no-untyped-call]
         """One more operation; value: its result, of which shapes and dtypes are kept."""
         node = self.graph.create_node("call_function", target, tuple(args), dict(kwargs), operation(target))
         node.meta["val"] = tree_map(_without_numbers, value)
-        node.meta["stack_trace"] = _place()[0]
+        lines = [f'File "{frame.f_code.co_filename}", line {frame.f_lineno}' for frame in _frames()]
+        node.meta["stack_trace"] = "\n".join(lines)
         node.meta["nn_module_stack"] = {str(n): entry for n, entry in enumerate(self._stack)}
         if self._same_always.issuperset(node.all_input_nodes):
             self._same_always.add(node)
@@ -439,19 +440,19 @@ def _without_numbers(value: Any) -> Any:
     return torch.empty(value.shape, dtype=value.dtype, device="meta") if isinstance(value, torch.Tensor) else value
 
 
-def _place() -> tuple[str, str]:
-    """Where the code stands now, as a line of a stack trace and as `net.py:12`: the innermost frame outside torch."""
+def _frames() -> list[FrameType]:
+    """The calls from the model to here, outermost first, without those of this module."""
     frame: FrameType | None = sys._getframe(1)
-    inner: FrameType | None = None
+    found = []
     while frame is not None and frame.f_code is not _run.__code__:
-        name = frame.f_code.co_filename
-        if name != __file__ and name != _VIEWS:
-            inner = inner or frame
-            if "/torch/" not in name:
-                inner = frame
-                break
+        if frame.f_code.co_filename not in (__file__, _VIEWS):
+            found.append(frame)
         frame = frame.f_back
-    if inner is None:
-        return "", "the model"
-    name, line = inner.f_code.co_filename, inner.f_lineno
-    return f'File "{name}", line {line}', f"{Path(name).name}:{line}"
+    return found[::-1]
+
+
+def _place() -> str:
+    """Where the model's code stands now, as `net.py:12`: the innermost frame outside torch."""
+    found = _frames()
+    own = [frame for frame in found if "/torch/" not in frame.f_code.co_filename] or found
+    return f"{Path(own[-1].f_code.co_filename).name}:{own[-1].f_lineno}" if own else "the model"

@@ -113,7 +113,7 @@ def _experts_as_products(model: Any) -> Iterator[None]:
 
 
 def _export(model: Any, given: Sequence[Given], options: Mapping[str, Any]) -> Any:
-    """The exported program, functional where it matters. Raises whatever torch raises, and for sizes only a run tells."""
+    """The exported program, functional where it matters. Raises whatever torch raises, and for sizes not known."""
     import torch
 
     device = str(next(iter(model.parameters()), torch.zeros(0)).device)
