@@ -36,6 +36,8 @@ def trace(
             staged.paths[0].write_text(traced.text, encoding="utf-8")
             staged.commit()
         print(output)
+    for warning in traced.warnings:
+        print(warning, file=sys.stderr)
     for call, count in traced.unknown.items():
         lost = traced.lost[call]
         cost = f"it freezes {few(lost)}" if lost else "it costs no width"

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from netgrow_cli.topology.layout import Fixed, Layout
+from netgrow_cli.topology.layout import CannotAlign, Fixed, Layout
 from netgrow_cli.topology.ops.base import INT, INTS, REQUIRED, TEXT, Attr, Call, Op, Param, axes_in, axis_in
 from netgrow_cli.topology.ops.elementwise import broadcast
 from netgrow_cli.topology.rule import Context, Role, Value
@@ -69,7 +69,8 @@ def _expand_rule(context: Context) -> tuple[Value, ...]:
         new = context.layouts.width(size)
         context.site(f"sizes[{position}]", new)
         axes.append(new)
-    return (Value(tuple(axes), source.unit_axis + more, source.integer),)
+    unit = min(source.unit_axis + more, max(len(axes) - 1, 0))  # (a number has no axis to start from)
+    return (Value(tuple(axes), unit, source.integer),)
 
 
 def _select_rule(context: Context) -> tuple[Value, ...]:
@@ -126,9 +127,23 @@ def _strided_rule(context: Context) -> tuple[Value, ...]:
         context.fail(f"start: {start} is not inside an axis of {source.axes[axis].size}", "attr:start")
     size = len(range(start, source.axes[axis].size, step))
     why = f"one in {step} of it is taken by {context.node.name}"
-    context.layouts.freeze(source.axes[axis], why)
-    axes = (*source.axes[:axis], Fixed(size, why), *source.axes[axis + 1 :])
-    return (Value(axes, source.unit_axis, source.integer),)
+    taken = _one_of_each(context, source.axes[axis], step, why) if start < step else None
+    if taken is None:
+        context.layouts.freeze(source.axes[axis], why)
+        taken = Fixed(size, why)
+    return (Value((*source.axes[:axis], taken, *source.axes[axis + 1 :]), source.unit_axis, source.integer),)
+
+
+def _one_of_each(context: Context, axis: Layout, step: int, why: str) -> Layout | None:
+    """What stands interleaved, (units step), is a unit for each step: all of them, at the start's place."""
+    if axis.size % step or isinstance(axis, Fixed):
+        return None
+    try:
+        units, places = context.layouts.factor(axis, (axis.size // step, step))
+    except CannotAlign:
+        return None
+    context.layouts.fix(places, why)
+    return units
 
 
 def _strided(call: Call) -> Any:
@@ -171,21 +186,21 @@ def _argument(call: Call, item: Any) -> Any:
     return item
 
 
-def _check_call(context: Context) -> None:
+def check_call(context: Context) -> None:
     name = context.attr("call")
     if not name.startswith("aten.") or any(word in name for word in _NEVER):
         context.fail(f"call: {name!r} is no operation of torch that a network may use", "attr:call")
 
 
 def _pointwise_rule(context: Context) -> tuple[Value, ...]:
-    _check_call(context)
+    check_call(context)
     axes = broadcast(context, context.inputs)
     wide = max(context.inputs, key=lambda value: len(value.axes))
     return (Value(axes, wide.unit_axis),)
 
 
 def _resample_rule(context: Context) -> tuple[Value, ...]:
-    _check_call(context)
+    check_call(context)
     source, shape = context.inputs[0], list(context.attr("positions"))
     if len(shape) >= len(source.axes):
         context.fail(f"positions: {shape} are too many for an input of {list(source.shape)}", "attr:positions")
@@ -196,7 +211,7 @@ def _resample_rule(context: Context) -> tuple[Value, ...]:
 
 
 def _aten_rule(context: Context) -> tuple[Value, ...]:
-    _check_call(context)
+    check_call(context)
     why, shapes = f"{context.attr('call')} has no rule ({context.node.name})", context.attr("shapes")
     if not all(isinstance(shape, (list, tuple)) and all(isinstance(n, int) for n in shape) for shape in shapes):
         context.fail(f"shapes: {shapes!r} should be a list of sizes for each result", "attr:shapes")
@@ -206,7 +221,7 @@ def _aten_rule(context: Context) -> tuple[Value, ...]:
     return tuple(Value(tuple(Fixed(size, why) for size in shape), max(len(shape) - 1, 0)) for shape in shapes)
 
 
-_CALL: Mapping[str, Attr] = {
+CALL: Mapping[str, Attr] = {
     "call": Attr(REQUIRED, TEXT),
     "args": Attr((), (list, tuple)),
     "kwargs": Attr({}, (dict,)),
@@ -291,7 +306,7 @@ OPS = (
         name="pointwise",
         rule=_pointwise_rule,
         run=torch_call,
-        attrs=_CALL,
+        attrs=CALL,
         inputs=(1, None),
         doc="A function of torch of each element alone, by its name there.",
     ),
@@ -299,14 +314,14 @@ OPS = (
         name="resample",
         rule=_resample_rule,
         run=torch_call,
-        attrs={**_CALL, "positions": Attr(REQUIRED, (list, tuple))},
+        attrs={**CALL, "positions": Attr(REQUIRED, (list, tuple))},
         doc="A function of torch of the last axes, which hold positions.",
     ),
     Op(
         name="aten",
         rule=_aten_rule,
         run=torch_call,
-        attrs={**_CALL, "shapes": Attr(REQUIRED, (list, tuple))},
+        attrs={**CALL, "shapes": Attr(REQUIRED, (list, tuple))},
         inputs=(0, None),
         multiple=True,
         doc="Any other operation of torch. It has no rule, so it freezes what it touches.",

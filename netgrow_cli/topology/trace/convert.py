@@ -57,6 +57,7 @@ class Converter:
         self.unknown: dict[str, int] = {}
         self.fixed_batch = False
         self.empty: set[Any] = set()
+        self.pieces: dict[Any, tuple[int, list[tuple[str, int]]]] = {}  # axis, references and sizes of what was joined
         self._handlers = handlers
         self._attributes = attributes if attributes is not None else Attributes({})
         self._said: dict[Any, dict[str, str]] = {}
@@ -130,6 +131,13 @@ class Converter:
         """The numbers of a node that depends on no input and no tensor of the checkpoint; None for others."""
         return self._folded.value(node) if hasattr(node, "op") else None
 
+    def know(self, node: Any, number: float) -> None:
+        """A node whose numbers are all the same one."""
+        import torch
+
+        value = node.meta["val"]
+        self._folded.give(node, torch.full((), number, dtype=value.dtype).expand(tuple(value.shape)))
+
     def _table(self, node: Any) -> str | None:
         """The reference of a layer that states the numbers of a node; None where it is no such node."""
         if node in self._stated:
@@ -201,6 +209,10 @@ class Converter:
         name = self._layer_name(node, {})
         self._add(node, name, op, refs, {}, attrs)
         self._values[node] = name
+
+    def give(self, node: Any, ref: str) -> None:
+        """A node that is the value of a layer made on the way."""
+        self._values[node] = ref
 
     def extra(
         self,

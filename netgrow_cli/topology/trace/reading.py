@@ -44,6 +44,22 @@ def mutates(graph: Any) -> bool:
     return False
 
 
+def size_from_values(graph: Any) -> Any:
+    """The first node whose size only a run can tell; None where there is none."""
+    import torch
+
+    for node in graph.nodes:
+        for value in as_list(node.meta.get("val")):
+            if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+                return node
+            if any(isinstance(size, torch.SymInt) for size in getattr(value, "shape", ())):
+                return node
+        found = next((size_from_values(inner) for inner in _inner(node)), None)
+        if found is not None:
+            return found
+    return None
+
+
 def drop_dropout(graph: Any) -> None:
     """Read through dropout, which gives back its operand in evaluation, where torch would make a copy of it."""
     for node in list(graph.nodes):
@@ -67,10 +83,18 @@ def _inner(node: Any) -> list[Any]:
 def _memory(node: Any, known: Mapping[Any, Any]) -> Any:
     """What tells the memory of a node's value from that of others."""
     source = node.args[0] if node.op == "call_function" and node.args else None
-    if source in known and (_is_mutable(node) or operation(node.target) in (*_PASSING, "getitem")):
+    if source in known and (_is_mutable(node) or operation(node.target) in _PASSING or _is_part(node)):
         return known[source]
     values = [value for value in as_list(node.meta.get("val")) if hasattr(value, "untyped_storage")]
     return values[0].untyped_storage()._cdata if values else node
+
+
+def _is_part(node: Any) -> bool:
+    """Whether it is one of several results that may share memory; those of topk and the like do not."""
+    if operation(node.target) != "getitem":
+        return False
+    schema = getattr(getattr(node.args[0], "target", None), "_schema", None)
+    return schema is None or any(item.alias_info is not None for item in schema.returns)
 
 
 def frames(node: Any) -> list[tuple[str, int]]:

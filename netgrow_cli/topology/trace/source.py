@@ -25,7 +25,7 @@ from netgrow_cli.topology.trace.fuse import fuse
 from netgrow_cli.topology.trace.handlers import HANDLERS
 from netgrow_cli.topology.trace.inputs import Given
 from netgrow_cli.topology.trace.layer import Layer
-from netgrow_cli.topology.trace.reading import drop_dropout, mutates
+from netgrow_cli.topology.trace.reading import drop_dropout, mutates, size_from_values, source_line
 from netgrow_cli.topology.trace.write import spec_text
 
 _PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109, 113)
@@ -41,12 +41,14 @@ TOKENS = (2, 9)
 class Traced:
     """A trace: the spec's text, and the operations without a rule, with how often they occur.
 
-    lost: by operation without a rule, the widths that it freezes.
+    lost: by operation without a rule, the widths that it freezes. warnings: what holds for the run alone that was
+    recorded, where torch cannot export the model.
     """
 
     text: str
     unknown: dict[str, int]
     lost: dict[str, tuple[str, ...]]
+    warnings: tuple[str, ...] = ()
 
 
 def trace_source(source: str, given: Sequence[Given]) -> Traced:
@@ -66,20 +68,21 @@ def trace_model(
         raise UsageError("say what the model reads: --input 'float32[2,3,96,96]', one for each argument")
     batch = given[0].shape[0] if given[0].shape else 1
     unlike = _unlike(model, given)
+    refusals: list[str] = []
     with _evaluating(model):
-        for size in (unlike, batch):
-            try:
-                program = _export(model, _with_batch(given, batch, size), options or {})
-            except Exception as error:
-                if size == unlike:  # the code may take the stated batch only
+        for kind, program_of in (("torch.export cannot trace it", _export), ("nor does it run", _record)):
+            why = ""
+            for size in (unlike, batch):  # the code may take the stated batch only
+                try:
+                    program = program_of(model, _with_batch(given, batch, size), options or {})
+                except Exception as error:
+                    why = f"{kind}{_place(error)}: {first_line(error)}"
                     continue
-                why = f"torch.export cannot trace it{_place(error)}: {first_line(error)}"
-                raise UsageError(f"{origin}: {why}") from None
-            traced = _converted(model, program, given, size if size == unlike else None, origin)
-            if traced is not None:
-                break
-    assert traced is not None, "the stated batch is always an answer"
-    return traced
+                traced = _converted(model, program, given, size if size == unlike else None, origin)
+                if traced is not None:
+                    return _noted(traced, refusals, program)
+            refusals.append(why)
+    raise UsageError(f"{origin}: {'; '.join(refusals)}")
 
 
 @contextlib.contextmanager
@@ -94,8 +97,23 @@ def _evaluating(model: Any) -> Iterator[None]:
             module.training = training
 
 
+@contextlib.contextmanager
+def _experts_as_products(model: Any) -> Iterator[None]:
+    """transformers can run the same mixture of experts in several ways; this is the one that is all operations."""
+    configs = {id(config): config for module in model.modules() if (config := getattr(module, "config", None))}
+    found = [config for config in configs.values() if hasattr(config, "_experts_implementation")]
+    before = [config._experts_implementation for config in found]
+    try:
+        for config in found:
+            config._experts_implementation = "batched_mm"
+        yield
+    finally:
+        for config, stated in zip(found, before, strict=True):
+            config._experts_implementation = stated
+
+
 def _export(model: Any, given: Sequence[Given], options: Mapping[str, Any]) -> Any:
-    """The exported program, functional where it matters. Raises whatever torch raises."""
+    """The exported program, functional where it matters. Raises whatever torch raises, and for sizes not known."""
     import torch
 
     device = str(next(iter(model.parameters()), torch.zeros(0)).device)
@@ -104,12 +122,37 @@ def _export(model: Any, given: Sequence[Given], options: Mapping[str, Any]) -> A
     keywords = {item.name: tensor for item, tensor in examples if item.name is not None}
     # torch logs and prints what it also raises; one line is enough for people.
     logging.getLogger("torch").setLevel(logging.CRITICAL)
-    with contextlib.redirect_stderr(io.StringIO()):
+    with contextlib.redirect_stderr(io.StringIO()), _experts_as_products(model):
         program = torch.export.export(model, positional, {**keywords, **options}, strict=False)
     if mutates(program.graph):
         drop_dropout(program.graph)
         program = program.run_decompositions({})
+    open_size = size_from_values(program.graph)
+    if open_size is not None:
+        raise UsageError(f"a size depends on values at {source_line(open_size)}")
     return program
+
+
+def _record(model: Any, given: Sequence[Given], options: Mapping[str, Any]) -> Any:
+    """One run, recorded. Raises whatever the model raises."""
+    from netgrow_cli.topology.trace.record import record
+
+    with contextlib.redirect_stderr(io.StringIO()):
+        return record(model, given, options)
+
+
+def _noted(traced: Traced, refusals: Sequence[str], program: Any) -> Traced:
+    """The trace with what is to be said of a record, as warnings and as comments behind the first line."""
+    if not refusals:
+        return traced
+    looks = [
+        f"{place}: the model looks at values here; the spec holds for inputs that go the same way"
+        for place in program.looks
+    ]
+    warnings = (f"{refusals[0]}; one run is recorded instead", *looks)
+    first, _, rest = traced.text.partition("\n")
+    text = "\n".join([first, *(f"# {warning}" for warning in warnings), rest])
+    return dataclasses.replace(traced, text=text, warnings=warnings)
 
 
 def _converted(model: Any, program: Any, given: Sequence[Given], batch: int | None, origin: str) -> Traced | None:
@@ -155,7 +198,9 @@ def _with_batch(given: Sequence[Given], batch: int, size: int) -> list[Given]:
 def _place(error: Exception) -> str:
     """Where in the model's own code an error arose: ` (net.py:12)`."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames[1:] if "/torch/" not in Path(frame.filename).as_posix()]
+    ours = Path(__file__).parent.as_posix()
+    files = [(frame, Path(frame.filename).as_posix()) for frame in frames[1:]]
+    own = [frame for frame, file in files if "/torch/" not in file and not file.startswith(ours)]
     return f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
 
 

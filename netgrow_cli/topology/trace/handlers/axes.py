@@ -86,13 +86,34 @@ def _slice_scatter(made: Converter, node: Any) -> bool:
     if last - first == size:
         made.alias(node, values)
         return True
-    parts = [made.ref(values)]
-    if first > 0:
-        parts.insert(0, made.extra(node, "before", "slice", [made.ref(source)], {"axis": axis, "stop": first}))
-    if last < size:
-        parts.append(made.extra(node, "behind", "slice", [made.ref(source)], {"axis": axis, "start": last}))
-    made.put_refs(node, "cat", parts, {"axis": axis})
+    held = made.pieces.get(source)
+    if held is None or held[0] != axis:
+        held = axis, [(made.ref(source), size)]
+    pieces = [
+        *_pieces(made, node, held[1], axis, 0, first),
+        (made.ref(values), last - first),
+        *_pieces(made, node, held[1], axis, last, size),
+    ]
+    made.pieces[node] = axis, pieces
+    made.put_refs(node, "cat", [ref for ref, _ in pieces], {"axis": axis})
     return True
+
+
+def _pieces(
+    made: Converter, node: Any, held: list[tuple[str, int]], axis: int, start: int, stop: int
+) -> list[tuple[str, int]]:
+    """What stands in a range of an axis that was put together of these, so that nothing overwritten is left."""
+    found, at = [], 0
+    for ref, size in held:
+        first, last = max(start - at, 0), min(stop - at, size)
+        at += size
+        if first >= last:
+            continue
+        attrs = {"axis": axis, **({"start": first} if first else {}), **({"stop": last} if last < size else {})}
+        whole = (first, last) == (0, size)
+        part = ref if whole else made.extra(node, "behind" if first else "before", "slice", [ref], attrs)
+        found.append((part, last - first))
+    return found
 
 
 def _select(made: Converter, node: Any) -> bool:

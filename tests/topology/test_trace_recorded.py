@@ -1,0 +1,270 @@
+"""Models that `torch.export` refuses are recorded from a real run; the record is as good as an export."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import nn
+
+import netgrow_cli
+from netgrow_cli.jobs.job import Job, Options, opened
+from netgrow_cli.proof.permutation import certify
+from netgrow_cli.topology.trace.inputs import parse_input
+from netgrow_cli.topology.trace.source import trace_model
+
+from .toys import TOYS, Toy, started
+
+torch.set_num_threads(1)
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+PROBES = 16
+
+
+class EarlyExit(nn.Module):
+    """Leaves by the first head where that is sure enough."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.first, self.b, self.last = nn.Linear(4, 6), nn.Linear(6, 2), nn.Linear(6, 5), nn.Linear(5, 2)
+
+    def forward(self, x):
+        x = torch.tanh(self.a(x))
+        if x.abs().amax() > 1.5:
+            return self.first(x)
+        return self.last(torch.relu(self.b(x)))
+
+
+class Loop(nn.Module):
+    """As many steps as the values say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.step, self.b = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        count = int(x.abs().sum().clamp(2, 3.5).item())
+        x = self.a(x)
+        for _ in range(3 if count in (2, 3) else 1):
+            x = x + torch.tanh(self.step(x))
+        return self.b(x)
+
+
+class Masked(nn.Module):
+    """The mean of what a mask chooses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 2)
+
+    def forward(self, x):
+        x = torch.tanh(self.a(x))
+        kept = x[x.sum(1) > -100.0]
+        return self.c(torch.relu(self.b(kept)))
+
+
+class Nonzero(nn.Module):
+    """Rows by their numbers, changed and written back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = torch.tanh(self.a(x))
+        rows = torch.nonzero(x.sum(1) > -100.0).squeeze(1)
+        out = torch.zeros_like(x)
+        out.index_add_(0, rows, self.b(x[rows]))
+        out[rows] = out[rows] + x[rows]
+        return self.c(out)
+
+
+class Routed(nn.Module):
+    """A mixture of experts as people write it: a loop over the experts that were chosen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.router, self.out = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(6, 2)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(6, 5 + n), nn.GELU(), nn.Linear(5 + n, 6)) for n in range(3)
+        )
+
+    def forward(self, x):
+        x = self.into(x)
+        weights, chosen = torch.topk(self.router(x).softmax(-1), 3, dim=-1)
+        mask = F.one_hot(chosen, 3).permute(2, 1, 0)
+        out = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            place, row = torch.where(mask[number])
+            if row.numel() == 0:
+                continue
+            out.index_add_(0, row, expert(x[row]) * weights[row, place, None])
+        return self.out(x + out)
+
+
+class InPlace(nn.Module):
+    """What is changed through views, and read under other names before and after."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 12), nn.Linear(12, 5), nn.Linear(5, 2)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        if x.isnan().any():
+            raise ValueError("no numbers")
+        self.calls += 1
+        x = self.a(x)
+        before, grid, last = x.clone(), x.view(-1, 3, 4), x[:, 8:]
+        grid.transpose(1, 2).mul_(2.0)
+        left, right = x.chunk(2, 1)
+        left += 1.0
+        last.tanh_()
+        grid[:, 1].add_(before.view(-1, 3, 4)[:, 1])
+        right.unsqueeze(1)[:, :, 2:].copy_(left[:, None, 2:])
+        x[:, 3] = 0.5
+        x.relu_()
+        return self.c(torch.sin(self.b(x) + before.sum(1, keepdim=True))) + grid.mean()
+
+
+class Tied(nn.Module):
+    """A constant of the code, a value behind `.data`, numbers by `tolist`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+        self.scale = torch.tensor([2.0])
+
+    def forward(self, x):
+        x = self.a(x)
+        if max(x.sum(1).tolist()) > 1e6:
+            return x
+        x.data.mul_(self.scale)
+        return self.b(torch.tanh(x))
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """free: sizes of the widths that may change. looks: the code of the lines where the model looks at values."""
+
+    make: Callable[[], nn.Module]
+    free: list[int]
+    looks: list[str]
+    scale: float = 1.0
+
+    def __str__(self) -> str:
+        return self.make.__name__
+
+
+CASES = [
+    Case(EarlyExit, [5, 6], ["if x.abs().amax() > 1.5:"]),
+    Case(Loop, [6], ["count = int("]),
+    Case(Masked, [5, 6], ["kept = x[x.sum(1) > -100.0]"]),
+    Case(Nonzero, [6], ["rows = torch.nonzero("]),
+    Case(Routed, [5, 6, 6, 7], ["torch.where(mask[number])"]),
+    Case(InPlace, [5], ["if x.isnan().any():"]),
+    Case(Tied, [6], ["if max(x.sum(1).tolist()) > 1e6:"]),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    case: Case
+    model: nn.Module
+    text: str
+    warnings: tuple[str, ...]
+    checkpoint: Path
+    spec: Path
+
+
+@pytest.fixture(scope="module", params=CASES, ids=str)
+def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    case: Case = request.param
+    folder = tmp_path_factory.mktemp("case")
+    model = started(case.make)
+    traced = trace_model(model, [parse_input(f"float32[{PROBES},4]")])
+    (folder / "model.yaml").write_text(traced.text, encoding="utf-8")
+    torch.save(model.double().state_dict(), folder / "model.pt")
+    return Saved(case, model, traced.text, traced.warnings, folder / "model.pt", folder / "model.yaml")
+
+
+def probes(job: Job) -> tuple[dict[str, int], dict[str, Any]]:
+    sizes, inputs = next(iter(job.probes(PROBES, 1).batches(torch.float64)))
+    return dict(sizes), dict(inputs)
+
+
+def alike(found: torch.Tensor, wanted: torch.Tensor, tolerance: float = 1e-12) -> None:
+    torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance * float(wanted.abs().max()))
+
+
+def test_the_record_computes_what_the_model_computes(saved: Saved) -> None:
+    with opened(saved.checkpoint, Options(spec=saved.spec)) as job, torch.no_grad():
+        assert job.topology.unclaimed == ()
+        sizes, inputs = probes(job)
+        alike(job.network.outputs(sizes, inputs, torch.float64)[0], saved.model(inputs["x"]))
+
+
+def test_its_units_may_be_permuted(saved: Saved) -> None:
+    with opened(saved.checkpoint, Options(spec=saved.spec)) as job:
+        found = certify(job.network, job.probes(PROBES, 0), seed=0, dtype="float64", tolerance=1e-12)
+        free = sorted(info.size for info in job.topology.widths.values() if info.frozen is None)
+    assert found.equivalence.equal and not found.equivalence.constant, found.culprits
+    assert free == saved.case.free
+
+
+def test_its_widths_change_in_the_model_too(saved: Saved, tmp_path: Path) -> None:
+    with opened(saved.checkpoint, Options(spec=saved.spec)) as job:
+        names = [info.name for info in job.topology.widths.values() if info.frozen is None]
+    x = torch.randn(PROBES, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    with torch.no_grad():
+        before = saved.model(x)
+        for number, name in enumerate(names):
+            report = netgrow_cli.expand(
+                saved.checkpoint, width=name, add=2, spec=saved.spec, output=tmp_path / f"{number}.pt", probes=PROBES
+            )
+            assert report.equivalence is not None and report.equivalence.equal
+            model = netgrow_cli.fit(started(saved.case.make).double(), tmp_path / f"{number}.pt")
+            alike(model(x), before, 1e-10)
+
+
+def test_it_says_where_the_model_looks_at_values(saved: Saved) -> None:
+    lines = Path(__file__).read_text(encoding="utf-8").splitlines()
+    assert saved.warnings[0].startswith("torch.export cannot trace it (")
+    assert len(saved.warnings) == 1 + len(saved.case.looks)
+    for warning, code in zip(saved.warnings[1:], saved.case.looks, strict=True):
+        place, _, rest = warning.partition(": ")
+        name, _, line = place.partition(":")
+        assert name == "test_trace_recorded.py" and code in lines[int(line) - 1]
+        assert "the spec holds for inputs that go the same way" in rest
+    comments = [line.removeprefix("# ") for line in saved.text.splitlines() if line.startswith("#")]
+    assert comments[1:] == list(saved.warnings)
+
+
+# -- as good as an export ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("not today")
+
+    monkeypatch.setattr(torch.export, "export", refuse)
+
+
+@pytest.mark.parametrize("toy", TOYS, ids=str)
+def test_a_record_is_what_an_export_is(toy: Toy, no_export: None) -> None:
+    """The same layers from the same operands, but for the names of those without parameters."""
+    given = [parse_input(text) for text in toy.inputs]
+    model = started(toy.make)
+    recorded = trace_model(model, given)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.undo()
+    assert recorded.warnings == ("torch.export cannot trace it: not today; one run is recorded instead",)
+    found = yaml.safe_load(recorded.text)
+    assert found == found
