@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,18 @@ from torch import nn
 
 import netgrow_cli
 from netgrow_cli import Refused
+from netgrow_cli.checkpoint.types import TensorInfo
 from netgrow_cli.jobs.job import Options, opened
 from netgrow_cli.jobs.record import fold_back_record
-from netgrow_cli.proof.foldback import FoldBack
-from netgrow_cli.topology.solve import WidthInfo
+from netgrow_cli.proof.foldback import FoldBack, fold_back
+from netgrow_cli.surgery.change import expand, split
+from netgrow_cli.surgery.edit import apply_edit
+from netgrow_cli.surgery.plan import make_plan
+from netgrow_cli.surgery.rewrite import rewrite_spec
+from netgrow_cli.topology.layout import leaves
+from netgrow_cli.topology.run import run
+from netgrow_cli.topology.solve import WidthInfo, solve
+from netgrow_cli.topology.spec import parse_spec
 from netgrow_cli.topology.trace.inputs import Given
 from netgrow_cli.topology.trace.source import trace_model, trace_source
 from tests.equivalence.edits import Edit, edit, inputs, randomise, save, spec_of
@@ -662,3 +671,40 @@ def test_t5_with_larger_heads(tmp_path: Path, command: str, settings: dict[str, 
         one, other = (made(tokens).last_hidden_state for made in (before, after))
     assert float((one - other).abs().max() / one.abs().max()) < EXACT
     assert report.folded is not None and report.folded.whole
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_several_widths_at_once(tmp_path: Path, seed: int) -> None:
+    """Heads, sizes and the stream that is read, in one plan: rows and columns of one tensor change together."""
+    rng = random.Random(seed)
+    way = rng.choice([*MIX, *FUSED])
+    module = randomise(Attention(way) if way in MIX else Fused(way), seed).double()
+    text = (spec(way) if way in MIX else fused_spec(way)).replace("from: x}", "from: stream}")
+    text = text.replace("layers:\n", "layers:\n  into: {op: linear, from: x}\n  stream: {op: tanh, from: into}\n")
+    into = randomise(nn.Linear(6, 6), seed).double().state_dict()
+    old = {**module.state_dict(), **{f"into.{name}": tensor for name, tensor in into.items()}}
+    with opened(save(tmp_path, text, old), Options()) as job:
+        topology, infos = job.topology, dict(job.checkpoint.tensors)
+        graph, source = job.network.graph, job.found.spec
+    free = [info for info in topology.widths.values() if info.frozen is None and info.size > 1]
+    count, init = rng.randint(2, 4), rng.choice(("match", "antisymmetric"))
+    changes = []
+    for info in rng.sample(free, min(count, len(free))):
+        units = rng.sample(range(info.size), 2)
+        grown = expand(info.width.id, info.size, 2, init)
+        changes.append(rng.choice((grown, split(info.width.id, info.size, units, 0.3))))
+    for tie in topology.ties:  # (as the commands do)
+        for other in [leaf for piece in tie.pieces for leaf in leaves(piece)]:
+            tied = {leaf.id for piece in tie.pieces for leaf in leaves(piece)}
+            if tied & {change.width for change in changes} and other.id not in {change.width for change in changes}:
+                changes.append(expand(other.id, other.size, 2, init))
+    plan = make_plan(topology, infos, changes)
+    new = {name: apply_edit(t, plan.edits[name], seed) if name in plan.edits else t for name, t in old.items()}
+    assert not fold_back(topology, plan, old.__getitem__, new.__getitem__).differing
+    shapes = {name: TensorInfo(name, tuple(t.shape), "F64") for name, t in new.items()}
+    changed = solve(parse_spec(rewrite_spec(source, graph, plan), "the new spec").graph(shapes), shapes)
+    given = {"x": inputs(3, TIME, 6, seed=seed)}
+    (one,), (other,) = (
+        run(made, state.__getitem__, given, dtype=torch.float64) for made, state in ((topology, old), (changed, new))
+    )
+    assert float((one - other).abs().max() / one.abs().max()) < EXACT
