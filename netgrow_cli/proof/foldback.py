@@ -91,13 +91,14 @@ def _folds(before: Any, after: Any, edit: TensorEdit, torch: Any) -> bool:
     expected, folded = before, after.to(torch.float64)
     for axis in edit.axes:
         expected = absorbed(expected, axis)
-    for axis in edit.axes:
+    for axis in reversed(edit.axes):
         for sharing in reversed(axis.sharing):
             first, second = torch.from_numpy(sharing.first), torch.from_numpy(sharing.second)
             folded = folded.index_add(axis.axis, first, folded.index_select(axis.axis, second))
     kept = {axis.axis: _kept(axis) for axis in edit.axes}
     if not all(
-        _is_harmless(folded, axis, torch) and _is_started(before, folded, edit, axis, kept, torch) for axis in edit.axes
+        _is_harmless(folded, edit, axis, torch) and _is_started(before, folded, edit, axis, kept, torch)
+        for axis in edit.axes
     ):
         return False
     for axis in edit.axes:
@@ -111,18 +112,26 @@ def _folds(before: Any, after: Any, edit: TensorEdit, torch: Any) -> bool:
 
 def _kept(axis: AxisEdit) -> IndexMap:
     """New indices that hold an old one's numbers; of those that share them, the one that they were summed in."""
-    summed = [sharing.second for sharing in axis.sharing]
-    return np.setdiff1d(np.flatnonzero(axis.index >= 0), np.concatenate([np.zeros(0, dtype=np.int64), *summed]))
+    return np.setdiff1d(np.flatnonzero(axis.index >= 0), _summed(axis))
+
+
+def _summed(axis: AxisEdit) -> IndexMap:
+    """New indices whose numbers were added to others'."""
+    return np.concatenate([np.zeros(0, dtype=np.int64), *(sharing.second for sharing in axis.sharing)])
 
 
 def _select(tensor: Any, axis: int, places: IndexMap, torch: Any) -> Any:
     return tensor.index_select(axis, torch.from_numpy(np.ascontiguousarray(places)))
 
 
-def _is_harmless(folded: Any, axis: AxisEdit, torch: Any) -> bool:
+def _is_harmless(folded: Any, edit: TensorEdit, axis: AxisEdit, torch: Any) -> bool:
     """Readers of fresh units: zero, or cancelling in pairs."""
     if not len(axis.zero):
         return True
+    for other in edit.axes:
+        if other.axis != axis.axis and other.sharing:
+            left = np.setdiff1d(np.arange(len(other.index)), _summed(other))
+            folded = _select(folded, other.axis, left, torch)
     first, second = axis.opposed
     lone = np.setdiff1d(axis.zero, np.concatenate([first, second]))
     sums = _select(folded, axis.axis, first, torch) + _select(folded, axis.axis, second, torch)
@@ -138,9 +147,12 @@ def _is_started(
     for other in edit.axes:
         if other.axis != axis.axis:
             folded = _select(folded, other.axis, kept[other.axis], torch)
-    first, second = (_select(folded, axis.axis, places, torch) for places in axis.mirror)
-    if bool(_select(folded, axis.axis, axis.blank, torch).any()) or not torch.equal(first, second):
+    if bool(_select(folded, axis.axis, axis.blank, torch).any()):
         return False
+    for mirrored in axis.mirror:
+        first, second = (_select(folded, axis.axis, places, torch) for places in mirrored)
+        if not torch.equal(first, second):
+            return False
     constant = CONSTANTS.get(edit.start)
     if constant is not None:
         started = _select(folded, axis.axis, axis.start, torch)

@@ -33,6 +33,8 @@ def apply_edit(old: torch.Tensor, edit: TensorEdit, seed: int) -> torch.Tensor:
             _share(new, axis.axis, sharing, draw.noise(axis.axis, level))
         _start_readers(new, axis, draw)
     _clear_corners(new, edit)
+    for axis in edit.axes:  # (shares have noise of their own)
+        _mirror(new, axis)
     return new.contiguous()
 
 
@@ -102,9 +104,14 @@ def _start(new: torch.Tensor, old: torch.Tensor, axis: AxisEdit, edit: TensorEdi
         new.index_fill_(axis.axis, _index(axis.blank), 0.0)
     for averaging in axis.mean:
         new.index_copy_(axis.axis, _index(averaging.places), means(old, edit, axis, averaging))
-    first, second = axis.mirror
-    if len(first):
-        new.index_copy_(axis.axis, _index(second), new.index_select(axis.axis, _index(first)))
+    _mirror(new, axis)
+
+
+def _mirror(new: torch.Tensor, axis: AxisEdit) -> None:
+    """Fresh units that are to be the same."""
+    for first, second in axis.mirror:
+        if len(first):
+            new.index_copy_(axis.axis, _index(second), new.index_select(axis.axis, _index(first)))
 
 
 def means(old: torch.Tensor, edit: TensorEdit, axis: AxisEdit, averaging: Averaging) -> torch.Tensor:

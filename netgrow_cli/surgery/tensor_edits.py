@@ -61,8 +61,8 @@ class AxisEdit:
 
     index: for each new index the old one, or -1.
     start, blank, mean: fresh indices that makers of units start as the parameter does, at zero, or at the mean.
-    mirror: (from, to) fresh indices that are equal. zero, random: fresh indices that readers start at zero or
-        at random. opposed: (from, to) indices that readers start with opposite random values.
+    mirror: (from, to) fresh indices that are equal, one width after the other. zero, random: fresh indices that
+        readers start at zero or at random. opposed: (from, to) indices that readers start with opposite values.
     absorb: what readers take over of merged units. pooled: whose gradients makers add up for them.
     carried: those of `zero` that are rows. gain: for each new index what rows are multiplied by.
     scale: for each new index what a copy's own gradient is scaled by (optimizer state).
@@ -73,7 +73,7 @@ class AxisEdit:
     start: IndexMap
     blank: IndexMap
     mean: tuple[Averaging, ...]
-    mirror: tuple[IndexMap, IndexMap]
+    mirror: tuple[tuple[IndexMap, IndexMap], ...]
     zero: IndexMap
     random: IndexMap
     opposed: tuple[IndexMap, IndexMap]
@@ -212,7 +212,7 @@ def _axis_edit(network: _Network, decisions: Decisions, tensor: str, axis: int, 
     sharing: list[Sharing] = []
     absorb: list[Absorbing] = []
     pooled: list[Absorbing] = []
-    scale = np.ones(length)
+    scale, times = np.ones(length), np.zeros(length, dtype=np.int64)
     for width in dict.fromkeys(leaf.id for leaf in leaves(layout) if leaf.id in changes):
         change, fill = changes[width], decisions.fills[width]
         found = network.roles.get((tensor, axis, width), {Role.DATA})
@@ -228,7 +228,8 @@ def _axis_edit(network: _Network, decisions: Decisions, tensor: str, axis: int, 
             fresh = np.isin(labels, np.asarray(change.fresh, dtype=np.int64))
             reading, making = np.where(passes, labels, -1), np.where(passes, -1, labels)
             sharing.extend(_sharing(reading, change))
-            mirror.extend(_pairs(making, change.mirrors))
+            times += fresh
+            mirror.append(_joined(_pairs(making, change.mirrors)))
             scale *= _copy_scale(making, change)
             if consumes and safe and not makes:
                 random |= fresh
@@ -253,10 +254,11 @@ def _axis_edit(network: _Network, decisions: Decisions, tensor: str, axis: int, 
         start=np.flatnonzero(start & ~zero),
         blank=np.flatnonzero(blank),
         mean=tuple(mean),
-        mirror=_joined([(a[~carried[a]], b[~carried[a]]) for a, b in mirror]),
+        mirror=tuple((a[~carried[a]], b[~carried[a]]) for a, b in mirror),
         zero=np.flatnonzero(zero),
         random=np.flatnonzero(random),
-        opposed=_joined(opposed),
+        # (Where two widths are fresh, none of the two cancels alone.)
+        opposed=_joined([(a[times[a] < 2], b[times[a] < 2]) for a, b in opposed]),
         sharing=tuple(sharing),
         absorb=tuple(absorb),
         pooled=tuple(pooled),

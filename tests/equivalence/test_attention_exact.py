@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,20 @@ from torch import nn
 
 import netgrow_cli
 from netgrow_cli import Refused
+from netgrow_cli.checkpoint.types import TensorInfo
 from netgrow_cli.jobs.job import Options, opened
 from netgrow_cli.jobs.record import fold_back_record
-from netgrow_cli.proof.foldback import FoldBack
-from netgrow_cli.topology.solve import WidthInfo
+from netgrow_cli.proof.foldback import FoldBack, fold_back
+from netgrow_cli.surgery.change import expand, split
+from netgrow_cli.surgery.edit import apply_edit
+from netgrow_cli.surgery.plan import make_plan
+from netgrow_cli.surgery.rewrite import rewrite_spec
+from netgrow_cli.topology.layout import leaves
+from netgrow_cli.topology.run import run
+from netgrow_cli.topology.solve import WidthInfo, solve
+from netgrow_cli.topology.spec import parse_spec
 from netgrow_cli.topology.trace.inputs import Given
-from netgrow_cli.topology.trace.source import trace_model
+from netgrow_cli.topology.trace.source import trace_model, trace_source
 from tests.equivalence.edits import Edit, edit, inputs, randomise, save, spec_of
 
 EXACT = 1e-12
@@ -558,7 +567,7 @@ def test_what_rounds(tmp_path: Path, dtype: torch.dtype, add: int, rounds: bool)
 def test_folding_back_sees_every_number(tmp_path: Path, command: str, settings: dict[str, Any]) -> None:
     done = changed(tmp_path, "default", command, **settings)
     for name in ("q.weight", "q.bias", "k.weight", "k.bias"):
-        for place in range(0, done.new[name].numel(), 7):
+        for place in range(0, done.new[name].numel(), 23 if "weight" in name else 7):
             bad = {key: tensor.clone() for key, tensor in done.new.items()}
             bad[name].view(-1)[place] += 0.5
             torch.save(bad, done.path)
@@ -620,3 +629,82 @@ def test_rows_that_another_layer_has_too(tmp_path: Path) -> None:
     done = edit(tmp_path, text, module, "split", width="q", units=[1])
     assert done.distance(inputs(7, TIME, 6)) < EXACT
     assert torch.equal(done.new["q.weight"][:4], done.old["q.weight"])
+
+
+def test_numbers_of_the_code_along_heads_say_so(tmp_path: Path) -> None:
+    """ALiBi's slopes: one for each head, so that heads may not change; sizes may."""
+    text = spec("positions").replace("op: parameter, params: {weight: table}", f"op: constant, value: {[[[0.5]]] * 4}")
+    text += "ignore: [table]\n"
+    path = save(tmp_path, text, randomise(Attention("positions")).state_dict())
+    with opened(path, Options()) as job:
+        frozen = {info.size: info.frozen for info in job.topology.widths.values() if "q" in info.producers}
+    assert frozen == {4: "table holds numbers of the code along it", 3: None}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("command", "settings"), (("expand", {"add": 4}), ("split", {"units": [1, 2]})))
+def test_t5_with_larger_heads(tmp_path: Path, command: str, settings: dict[str, Any]) -> None:
+    """Its configuration has a size of heads of its own, its attention no scale."""
+    transformers = pytest.importorskip("transformers")
+
+    def model(folder: Path, size: int) -> Any:
+        config = transformers.T5Config(d_model=16, d_kv=size, d_ff=8, num_layers=1, num_heads=2, vocab_size=32)
+        config.architectures = ["T5EncoderModel"]
+        config.save_pretrained(folder)
+        torch.manual_seed(0)
+        made = transformers.T5EncoderModel._from_config(config).double().eval()
+        with torch.no_grad():
+            for tensor in made.parameters():
+                tensor.copy_(torch.randn_like(tensor) * 0.3)
+        return made
+
+    before = model(tmp_path / "small", 6)
+    path = save(tmp_path, trace_source(str(tmp_path / "small"), []).text, before.state_dict())
+    with opened(path, Options()) as job:
+        names = [info.name for info in job.topology.widths.values() if info.size == 6 and info.producers]
+    assert len(names) == 2  # of queries and keys, of values
+    report = getattr(netgrow_cli, command)(path, width=names, probes=4, **settings)
+    after = model(tmp_path / "large", report.plan.changes[0].after)
+    after.load_state_dict(torch.load(report.output, weights_only=True), strict=True)
+    tokens = torch.randint(0, 32, (2, 9), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        one, other = (made(tokens).last_hidden_state for made in (before, after))
+    assert float((one - other).abs().max() / one.abs().max()) < EXACT
+    assert report.folded is not None and report.folded.whole
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_several_widths_at_once(tmp_path: Path, seed: int) -> None:
+    """Heads, sizes and the stream that is read, in one plan: rows and columns of one tensor change together."""
+    rng = random.Random(seed)
+    way = rng.choice([*MIX, *FUSED])
+    module = randomise(Attention(way) if way in MIX else Fused(way), seed).double()
+    text = (spec(way) if way in MIX else fused_spec(way)).replace("from: x}", "from: stream}")
+    text = text.replace("layers:\n", "layers:\n  into: {op: linear, from: x}\n  stream: {op: tanh, from: into}\n")
+    into = randomise(nn.Linear(6, 6), seed).double().state_dict()
+    old = {**module.state_dict(), **{f"into.{name}": tensor for name, tensor in into.items()}}
+    with opened(save(tmp_path, text, old), Options()) as job:
+        topology, infos = job.topology, dict(job.checkpoint.tensors)
+        graph, source = job.network.graph, job.found.spec
+    free = [info for info in topology.widths.values() if info.frozen is None and info.size > 1]
+    count, init = rng.randint(2, 4), rng.choice(("match", "antisymmetric"))
+    changes = []
+    for info in rng.sample(free, min(count, len(free))):
+        units = rng.sample(range(info.size), 2)
+        grown = expand(info.width.id, info.size, 2, init)
+        changes.append(rng.choice((grown, split(info.width.id, info.size, units, 0.3))))
+    for tie in topology.ties:  # (as the commands do)
+        for other in [leaf for piece in tie.pieces for leaf in leaves(piece)]:
+            tied = {leaf.id for piece in tie.pieces for leaf in leaves(piece)}
+            if tied & {change.width for change in changes} and other.id not in {change.width for change in changes}:
+                changes.append(expand(other.id, other.size, 2, init))
+    plan = make_plan(topology, infos, changes)
+    new = {name: apply_edit(t, plan.edits[name], seed) if name in plan.edits else t for name, t in old.items()}
+    assert not fold_back(topology, plan, old.__getitem__, new.__getitem__).differing
+    shapes = {name: TensorInfo(name, tuple(t.shape), "F64") for name, t in new.items()}
+    changed = solve(parse_spec(rewrite_spec(source, graph, plan), "the new spec").graph(shapes), shapes)
+    given = {"x": inputs(3, TIME, 6, seed=seed)}
+    (one,), (other,) = (
+        run(made, state.__getitem__, given, dtype=torch.float64) for made, state in ((topology, old), (changed, new))
+    )
+    assert float((one - other).abs().max() / one.abs().max()) < EXACT

@@ -473,7 +473,9 @@ CASES += [
             [(4,), (4,)],
         )
     ),
+    case("matmul", [(3, 4), (4, 5)], lambda x, y: x @ y / 2, scaled=True),
     case("einsum", [(3, 4), (4, 5)], lambda x, y: x @ y, equation="ij,jk->ik"),
+    case("einsum", [(9, 3), (9, 5)], lambda x, y: x.T @ y / 3, equation="ji,jk->ik", scaled=True),
     case(
         "einsum",
         [(2, 5, 3, 4), (2, 6, 3, 4)],
@@ -688,6 +690,7 @@ WRONG = [
     (case("einsum", [(3, 4), (5, 4)], None, equation="ij,jk->ik"), "4 and 5"),
     (case("einsum", [(3, 4), (4, 5)], None, equation="ij->ij"), "2 operands"),
     (case("einsum", (3, 4), None, equation="ijk->i"), "does not fit an operand"),
+    (case("einsum", [(3, 4), (3, 4)], None, equation="ij,ij->", scaled=True), "does not sum over one letter"),
     (case("einsum", (3, 4), None, equation="ij->ik"), "letters of its operands"),
     (case("einsum", (3, 4), None, equation="...j->..."), "does not fit"),
     (case("attention", [(3, 4), (3, 4), (3, 4)], None), "(..., heads, positions, size)"),

@@ -987,9 +987,8 @@ add(
     {
         **SPLIT,
         "kt": layer("transpose", "kh", axes=[-2, -1]),
-        "scores": layer("matmul", ["qh", "kt"]),
-        "scaled": layer("div", "scores", by=1.4),
-        "soft": layer("softmax", "scaled", axis=-1),
+        "scores": layer("matmul", ["qh", "kt"], scaled=True),
+        "soft": layer("softmax", "scores", axis=-1),
         "op": layer("matmul", ["soft", "vh"]),
         **joined("op"),
     },

@@ -35,7 +35,7 @@ def _constant_rule(context: Context) -> tuple[Value, ...]:
     while isinstance(value, (list, tuple)):
         shape.append(len(value))
         value = value[0] if value else None
-    axes = tuple(Fixed(size, f"the constant {context.node.name}") for size in shape)
+    axes = tuple(Fixed(size, f"{context.node.name} holds numbers of the code along it") for size in shape)
     return (Value(axes, max(len(axes) - 1, 0)),)
 
 
