@@ -21,6 +21,8 @@ _DTYPES = ("float16", "bfloat16", "float32", "float64", "int32", "int64", "uint8
 
 # What a setting is, by its name.
 _SETTINGS = {
+    "accumulate": "Whether values are added to what is there.",
+    "adds": "Whether the axis is a new one, behind all others.",
     "align_corners": "Whether corners of input and output lie on each other, for the modes that interpolate.",
     "alpha": "The scale of the operation's formula, as in PyTorch.",
     "args": "The call's arguments, `$0` for the first operand and so on.",
@@ -51,6 +53,8 @@ _SETTINGS = {
     "kwargs": "The call's arguments that have names.",
     "kernel_size": "The window: one number, or one for each spatial axis.",
     "lower": "The least slope.",
+    "rows": "How many rows the mask chose in the trace.",
+    "mask": "Whether what chooses rows is a mask of truth values.",
     "max": "The largest value.",
     "min": "The smallest value.",
     "mode": "As in PyTorch.",

@@ -1230,7 +1230,64 @@ add(
 add(
     "every other unit",
     {"a": linear("x", 4, 6), "op": layer("strided", "a", axis=1, step=2), "out": linear("op", 3, 2)},
+    [3],
+)
+add(
+    "every fourth unit of six",
+    {"a": linear("x", 4, 6), "op": layer("strided", "a", axis=1, step=4), "out": linear("op", 2, 2)},
     [],
+)
+add(
+    "halves that stand interleaved",
+    {
+        "a": linear("x", 4, 12),
+        "gate": layer("strided", "a", axis=1, step=2),
+        "up": layer("strided", "a", axis=1, start=1, step=2),
+        "act": layer("sigmoid", "gate"),
+        "op": layer("mul", ["act", "up"]),
+        "out": linear("op", 6, 2),
+    },
+    [6],
+)
+add(
+    "a weight by an equation",
+    {
+        "a": layer("einsum_dense", "x", {"weight": (4, 2, 6)}, equation="bti,iho->bhto"),
+        "act": layer("gelu", "a"),
+        "out": layer("einsum_dense", "act", {"weight": (2, 6, 3)}, equation="bhti,hio->bto"),
+    },
+    [2, 6],
+    SEQUENCE,
+)
+add(
+    "experts that are chosen",
+    {
+        "a": linear("x", 4, 6),
+        "router": linear("a", 6, 3),
+        "top": layer("along", "router", call="aten.topk.default", args=["$0", 1], axis=-1, sizes=[1, 1]),
+        "index": layer("reshape", "top[1]", shape=[0]),
+        "up": layer("experts", ["a", "index"], {"weight": (3, 5, 6)}, equation="ti,t,eoi->to"),
+        "act": layer("gelu", "up"),
+        "op": layer("experts", ["act", "index"], {"weight": (3, 5, 6)}, equation="ti,t,eio->to"),
+        "share": layer("sigmoid", "top[0]"),
+        "mul": layer("mul", ["op", "share"]),
+        "sum": layer("add", ["a", "mul"]),
+        "out": linear("sum", 6, 2),
+    },
+    [5, 6],
+)
+add(
+    "rows taken out and put back",
+    {
+        "a": linear("x", 4, 6),
+        "index": layer("constant", None, value=[2, 0], dtype="int64"),
+        "rows": layer("pick", ["a", "index"], axis=1),
+        "b": linear("rows", 6, 6),
+        "op": layer("put", ["a", "b", "index"], axis=1, accumulate=True),
+        "out": linear("op", 6, 2),
+    },
+    [6],
+    {"x": ["batch", 5, 4]},
 )
 add(
     "rows of units",

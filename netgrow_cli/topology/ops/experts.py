@@ -110,8 +110,13 @@ def _pick_rule(context: Context) -> tuple[Value, ...]:
     return (Value(axes, max(len(axes) - 1, 0), table.integer),)
 
 
+def _indices(call: Call, given: Sequence[Any]) -> list[Any]:
+    return [index.bool() for index in given] if call.attrs["mask"] else list(given)
+
+
 def _pick(call: Call) -> Any:
-    return call.inputs[0][(slice(None),) * (call.attrs["axis"] % call.inputs[0].dim()) + tuple(call.inputs[1:])]
+    before = call.attrs["axis"] % call.inputs[0].dim()
+    return call.inputs[0][(slice(None),) * before + tuple(_indices(call, call.inputs[1:]))]
 
 
 def _put_rule(context: Context) -> tuple[Value, ...]:
@@ -126,7 +131,7 @@ def _put(call: Call) -> Any:
     table, values = call.inputs[:2]
     axis = call.attrs["axis"] % table.dim()
     put = call.torch.ops.aten.index_put.default
-    return put(table, [None] * axis + list(call.inputs[2:]), values.to(table.dtype), call.attrs["accumulate"])
+    return put(table, [None] * axis + _indices(call, call.inputs[2:]), values.to(table.dtype), call.attrs["accumulate"])
 
 
 # -- along one axis ------------------------------------------------------------------------------------

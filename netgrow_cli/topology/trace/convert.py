@@ -148,10 +148,7 @@ class Converter:
         values = table.values
         key = (str(values.dtype), tuple(values.shape), tuple(values.flatten().tolist()))
         if key not in self._tables:
-            self._tables[key] = self._free(self._path(node))
-            dtype = "float32" if values.is_floating_point() else str(values.dtype).removeprefix("torch.")
-            attrs = {"value": values.tolist(), "dtype": dtype}
-            self.layers.append(Layer(self._tables[key], "constant", (), {}, attrs))
+            self._tables[key] = self._constant(self._free(self._path(node)), values)
         name = self._tables[key]
         if table.repeated:
             sizes = [self._repeat(one, every) for one, every in zip(values.shape, table.sizes, strict=True)]
@@ -160,6 +157,19 @@ class Converter:
             name = repeated
         self._stated[node] = name
         return name
+
+    def _constant(self, name: str, values: Any) -> str:
+        """A layer that states numbers, complex ones as pairs."""
+        import torch
+
+        plain = torch.view_as_real(values) if values.is_complex() else values
+        dtype = "float32" if plain.is_floating_point() else str(plain.dtype).removeprefix("torch.")
+        self.layers.append(Layer(name, "constant", (), {}, {"value": plain.tolist(), "dtype": dtype}))
+        if plain is values:
+            return name
+        attrs = {"call": "aten.view_as_complex.default", "args": ["$0"], "axis": -1, "sizes": [0]}
+        self.layers.append(Layer(self._free(f"{name}.complex"), "along", (name,), {}, attrs))
+        return f"{name}.complex[0]"
 
     def _repeat(self, one: int, every: int) -> int | str:
         if one == every:

@@ -418,6 +418,8 @@ def _size_follows_values(func: Any, args: Sequence[Any]) -> bool:
         return len(args) < 2 or args[1] < 0
     if operation(func) == "index":
         return any(item is not None and item.dtype in (torch.bool, torch.uint8) for item in args[1])
+    if operation(func) == "where":
+        return len(args) == 1
     return torch.Tag.dynamic_output_shape in func.tags or operation(func) in ("argwhere", "nonzero_numpy")
 
 

@@ -17,6 +17,7 @@ from netgrow_cli.checkpoint.dtypes import name_of
 from netgrow_cli.checkpoint.types import TensorInfo
 from netgrow_cli.errors import SpecError, UsageError, first_line
 from netgrow_cli.modelcode import load_model
+from netgrow_cli.report.console import few
 from netgrow_cli.topology.solve import Topology, solve
 from netgrow_cli.topology.spec import parse_spec
 from netgrow_cli.topology.trace.attributes import Attributes
@@ -42,12 +43,13 @@ class Traced:
     """A trace: the spec's text, and the operations without a rule, with how often they occur.
 
     lost: by operation without a rule, the widths that it freezes. warnings: what holds for the run alone that was
-    recorded, where torch cannot export the model.
+    recorded, where torch cannot export the model. unused: tensors that no layer has.
     """
 
     text: str
     unknown: dict[str, int]
     lost: dict[str, tuple[str, ...]]
+    unused: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -149,9 +151,17 @@ def _noted(traced: Traced, refusals: Sequence[str], program: Any) -> Traced:
         f"{place}: the model looks at values here; the spec holds for inputs that go the same way"
         for place in program.looks
     ]
+    state = program.state_dict
+    used = {tensor.untyped_storage()._cdata for name, tensor in state.items() if name not in traced.unused}
+    unused = [name for name in traced.unused if state[name].untyped_storage()._cdata not in used]
+    numbers = [name for name in unused if state[name].dim() == 0]
+    tensors = [name for name in unused if name not in numbers]
+    if tensors:
+        looks.append(f"not used in this run, so that no layer has them: {few(tensors)}")
     warnings = (f"{refusals[0]}; one run is recorded instead", *looks)
     first, _, rest = traced.text.partition("\n")
-    text = "\n".join([first, *(f"# {warning}" for warning in warnings), rest])
+    ignored = f"ignore: [{', '.join(json.dumps(name) for name in numbers)}]\n" if numbers else ""
+    text = "\n".join([first, *(f"# {warning}" for warning in warnings), rest]) + ignored
     return dataclasses.replace(traced, text=text, warnings=warnings)
 
 
@@ -177,7 +187,9 @@ def _converted(model: Any, program: Any, given: Sequence[Given], batch: int | No
     topology = _solved(text, program, batch)
     if topology is None:
         return None
-    return Traced(text, converter.unknown, {call: _lost(topology, call) for call in converter.unknown})
+    return Traced(
+        text, converter.unknown, {call: _lost(topology, call) for call in converter.unknown}, topology.unclaimed
+    )
 
 
 def _unlike(model: Any, given: Sequence[Given]) -> int:
