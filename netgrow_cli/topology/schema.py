@@ -22,6 +22,7 @@ _DTYPES = ("float16", "bfloat16", "float32", "float64", "int32", "int64", "uint8
 # What a setting is, by its name.
 _SETTINGS = {
     "align_corners": "Whether corners of input and output lie on each other, for the modes that interpolate.",
+    "amplitude": "What cosines and sines are multiplied by.",
     "alpha": "The scale of the operation's formula, as in PyTorch.",
     "args": "The call's arguments, `$0` for the first operand and so on.",
     "approximate": "`none`, or `tanh` for the approximation.",
@@ -42,14 +43,18 @@ _SETTINGS = {
     "dtype": "As torch calls it; numbers that are not whole are computed with in the network's own.",
     "equation": "As `torch.einsum` takes it, with a letter for each axis: `bqd,bkd->bqk`.",
     "eps": "What is added under the root.",
+    "frequencies": "The angle by which each pair turns from one position to the next; by default powers of theta.",
     "groups": "The number of groups. Follows from the shapes but for transposed convolutions and group_norm.",
     "hidden_size": "The hidden units of each level and direction. Follows from the shapes.",
     "index": "Which one, counted from 0, or from -1 (the last).",
+    "interleaved": "Whether neighbours are pairs (0 and 1); else the first half goes with the second.",
     "is_causal": "Whether a position sees those up to itself only.",
     "k": "As in PyTorch.",
     "keepdim": "Whether the axes stay, with size 1.",
     "kwargs": "The call's arguments that have names.",
     "kernel_size": "The window: one number, or one for each spatial axis.",
+    "long_frequencies": "The frequencies where there are more positions than `longer_than`.",
+    "longer_than": "Up to how many positions `frequencies` hold.",
     "lower": "The least slope.",
     "max": "The largest value.",
     "min": "The smallest value.",
@@ -70,6 +75,7 @@ _SETTINGS = {
     "padding_mode": "What the padding holds.",
     "positions": "The sizes of the last axes afterwards.",
     "proj_size": "The units that a level's hidden ones are projected to; 0 for none. Follows from the shapes.",
+    "rotated": "How many of the first indices are turned; all by default.",
     "scale": "What the products of queries and keys are multiplied by; 1 over the root of their size by default.",
     "scaled": "Whether it is divided by the root of the size that is summed over, as attention written out is.",
     "scale_factor": "A whole factor: one number, or one for each spatial axis.",
@@ -79,13 +85,18 @@ _SETTINGS = {
     "size": "How many neighbouring channels.",
     "sizes": "The size of each piece (numbers or names from `dims`), or one size for all; of expand, the new size of "
     "each axis, -1 where it stays.",
+    "skip": "The token (padding) that is no position: it gets its own number, and positions are counted past it.",
+    "softcap": "The bound of scores: cap times tanh(score / cap).",
     "start": "The first index, or the first axis of those that become one.",
     "step": "The distance between indices that are taken.",
     "stop": "The index behind the last; to the end where it is left out.",
+    "stretch": "What positions are divided by.",
     "stride": "The step: one number, or one for each spatial axis.",
+    "theta": "The base of the frequencies: pair i of n turns by theta^(-i / n) from one position to the next.",
     "threshold": "The value from which on the input passes.",
     "upper": "The largest slope.",
     "value": "What is put in.",
+    "window": "How many positions back a position sees, itself included; all by default.",
 }
 
 _MODES = {
@@ -99,6 +110,8 @@ _MODES = {
 # What stands in a list, where it is not whole numbers.
 _ITEMS: dict[str, Schema] = {
     "args": {},
+    "frequencies": {"type": "number"},
+    "long_frequencies": {"type": "number"},
     "shapes": {"type": "array", "items": {"type": "integer"}},
     "value": {"type": ["number", "boolean", "array"]},
 }
