@@ -127,7 +127,7 @@ def _check(name: str, body: Located, mark: Mark) -> None:
 def _numbers(name: str, body: dict[str, Located], tensors: Sequence[str]) -> range:
     """The numbers of the blocks; where they are counted there may be none from `start` on."""
     given, stated = body["repeat"], body.get("start")
-    start = 0 if stated is None else stated.value
+    start = 0 if stated is None or stated.value is None else stated.value
     if stated is not None and (not isinstance(start, int) or isinstance(start, bool) or not 0 <= start <= MOST_BLOCKS):
         raise SpecError(f"{stated.mark}: `start:` of {name!r} must be a number, found {stated.plain()!r}")
     if isinstance(given.value, int) and not isinstance(given.value, bool) and 0 < given.value <= MOST_BLOCKS:

@@ -180,6 +180,12 @@ def schema() -> Schema:
                 "description": "Where the state dict lies in the checkpoint: `model_state_dict`; found by itself where "
                 "it is usual.",
             },
+            "config": {
+                "type": ["object", "null"],
+                "additionalProperties": {"$ref": "#/$defs/configKey"},
+                "description": "Keys of the model's config.json that follow its sizes, and where their values are "
+                "found: `hidden_size: embed.weight[1]`.",
+            },
             "ignore": {
                 "anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": {"type": "string"}}],
                 "description": "Patterns of tensors that belong to no layer on purpose: `*.num_batches_tracked`.",
@@ -223,6 +229,44 @@ def _definitions() -> Schema:
                     "additionalProperties": {"$ref": "#/$defs/ref"},
                 },
             ],
+        },
+        "places": {
+            "description": "An axis of a tensor or of a layer's output (`fc.weight[0]`), a setting of a layer "
+            "(`norm.eps`), or one of `dims` (`dims.heads`); `{i}` stands for all blocks. `a / b` and `2 * a` are "
+            "computed. All places must agree.",
+            "anyOf": [
+                {"type": "string", "pattern": "\\S"},
+                {"type": "array", "minItems": 1, "items": {"type": "string", "pattern": "\\S"}},
+            ],
+        },
+        "configKey": {
+            "anyOf": [
+                {"$ref": "#/$defs/places"},
+                {
+                    "type": "object",
+                    "required": ["at"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "at": {"$ref": "#/$defs/places"},
+                        "default": {
+                            "type": ["string", "number", "null"],
+                            "description": "What it is where the file is silent, in terms of other keys: "
+                            "`hidden_size / heads`.",
+                        },
+                        "multiple_of": {
+                            "type": ["string", "null"],
+                            "description": "Another key, whose multiple its value has to be.",
+                        },
+                    },
+                },
+            ],
+        },
+        "each": {
+            "type": "object",
+            "required": ["each"],
+            "additionalProperties": False,
+            "properties": {"each": {"type": "array"}},
+            "description": "Inside a block: one value for each block.",
         },
         "params": {
             "type": ["object", "null"],
@@ -281,6 +325,12 @@ def _block() -> Schema:
             "repeat": {
                 "anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": MOST_BLOCKS}],
                 "description": "How often; auto counts in the checkpoint.",
+            },
+            "start": {
+                "type": ["integer", "null"],
+                "minimum": 0,
+                "maximum": MOST_BLOCKS,
+                "description": "The number of the first block, 0 by default.",
             },
             "from": {"type": "string", "description": "What `in` is in the first block; then the block before."},
             "layers": {
@@ -373,6 +423,7 @@ def _setting(op: Op, name: str, attr: Attr) -> Schema:
         types.append(_text(op, name))
     if attr.default is not REQUIRED:
         types.append({"type": "null"})
+    types.append({"$ref": "#/$defs/each"})
     found: Schema = {"anyOf": types} if len(types) > 1 else dict(types[0])
     found["description"] = _SETTINGS.get(name, "")
     if attr.default is not REQUIRED and attr.default is not None:

@@ -599,7 +599,7 @@ def test_blocks_read_one_another_and_what_is_outside() -> None:
         ("repeat: auto", "repeat: 10001", "found 10001"),
         ("repeat: auto", "repeat: [2]", "found [2]"),
         ("repeat: auto", "repeat: 3", "there is no tensor 'b.2.f.weight'"),
-        ("      output: sum", "      outputs: sum", "block 'b.{i}' has repeat, from, layers, output, not 'outputs'"),
+        ("      output: sum", "      outputs: sum", "block 'b.{i}' has repeat, from, layers, output, start, not 'outputs'"),
         ("      output: sum\n", "", "net.yaml:5: block 'b.{i}' lacks `output:`"),
         ("output: sum", "output: total", "names 'total', which is no layer of it"),
         ("output: sum", "output: [sum]", "`output:` of block 'b.{i}' must name one layer"),
