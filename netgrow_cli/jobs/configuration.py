@@ -55,6 +55,12 @@ class Configuration:
         """Whether the configuration says all that the model's code needs."""
         return not self.warnings
 
+    @property
+    def stale(self) -> Path | None:
+        """A file of that name from an earlier output, which is nothing to this one."""
+        own = self.output.name != "config.json" and not self.changes
+        return self.output if own and self.output.exists() else None
+
     def as_json(self) -> list[dict[str, Any]]:
         """For the JSON report."""
         return [dataclasses.asdict(change) for change in self.changes]
@@ -74,6 +80,8 @@ def follow(spec: Spec, topology: Topology, plan: Plan, checkpoint: Path, output:
             warnings.append(_apart(key, after, path))
         elif (change := _change(key, stated, old, new)) is not None:
             changes.append(change)
+    if warnings:  # what a file that does not fit says of other keys helps nobody
+        changes = []
     known = {key.key: _stated(stated, key.key) for key in spec.config} | new
     warnings += [text for key in spec.config if (text := _no_multiple(key, known, old))]
     warnings += _without_key(spec.config, plan, before, path)

@@ -215,6 +215,9 @@ def change(path: Path, command: str, select: Selector, options: Options) -> Repo
         if options.dry_run:
             return report.finish(began)
         more = [config.output] if config is not None and config.changes else []
+        stale = config.stale if config is not None else None
+        if stale is not None:
+            check_outputs([stale], force=options.force)
         with staged_outputs([*targets, *more], force=options.force, inputs=[path]) as staged:
             text = rewrite_spec(job.found.spec, job.network.graph, plan)
             record = make_record(job.topology, plan, command, path.name, options.seed, folds.patches)
@@ -224,6 +227,8 @@ def change(path: Path, command: str, select: Selector, options: Options) -> Repo
             if options.verify:
                 report = _prove(report, staged.paths[0], text, output)
             staged.commit()
+        if stale is not None:
+            stale.unlink(missing_ok=True)
         return report.finish(began)
 
 

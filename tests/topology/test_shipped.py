@@ -582,6 +582,14 @@ def test_layers_that_differ_have_no_configuration(tmp_path: Path) -> None:
     assert "56 in layer 1" in report.warnings[0] or "48 in layer 0" in report.warnings[0]
     assert "--layer 'model.layers.*.mlp.gate_proj'" in report.warnings[0]
     assert not (tmp_path / "model.expanded.config.json").exists()
+    # One of an earlier output under that name would be taken for its own.
+    (tmp_path / "model.expanded.config.json").write_text("{}", encoding="utf-8")
+    layer = "model.layers.1.mlp.gate_proj"
+    report.output.unlink()
+    with pytest.raises(netgrow_cli.UsageError, match=r"config\.json exists"):
+        netgrow_cli.expand(path, layer=layer, add=8, probes=4)
+    report = netgrow_cli.expand(path, layer=layer, add=8, probes=4, force=True)
+    assert not (tmp_path / "model.expanded.config.json").exists()
     # What was behind is caught up with.
     layer = "model.layers.0.mlp.gate_proj"
     again = netgrow_cli.expand(report.output, layer=layer, add=8, output=tmp_path / "b.safetensors", probes=4)
