@@ -16,8 +16,9 @@ from typing import Any
 
 from netgrow_cli.checkpoint import Checkpoint, TensorInfo, check_outputs, open_checkpoint, staged_outputs
 from netgrow_cli.errors import NotEquivalent, Refused, UsageError, first_line
+from netgrow_cli.jobs.configuration import Configuration, follow, require_fit
 from netgrow_cli.proof.activity import Activity, observe
-from netgrow_cli.proof.equivalence import EXACT, ROUNDED, Equivalence, compare, require_finite, torch_dtype
+from netgrow_cli.proof.equivalence import EXACT, ROUNDED, Equivalence, check_dtype, compare, require_finite
 from netgrow_cli.proof.foldback import FoldBack, fold_back
 from netgrow_cli.proof.learnable import Learnability, learnability
 from netgrow_cli.proof.probes import Probes, data_probes, random_probes
@@ -118,6 +119,7 @@ class Report:
     equivalence: Equivalence | None
     folded: FoldBack | None
     learnable: Learnability | None
+    config: Configuration | None
     origin: str
     assumed: tuple[str, ...]
     notes: tuple[str, ...]
@@ -138,6 +140,8 @@ class Report:
             "tensors": [{"name": n, "before": list(b), "after": list(a)} for n, b, a in self.tensors],
             "equivalence": self.equivalence.as_json() if self.equivalence else None,
             "model_code": [code_json(entry) for entry in self.plan.code],
+            "config": self.config.as_json() if self.config else [],
+            "config_output": str(self.config.output) if self.config and self.config.changes else None,
             "seed": self.seed,
             "seconds": round(self.seconds, 3),
             "spec": self.origin,
@@ -168,13 +172,15 @@ class Report:
 @contextlib.contextmanager
 def opened(path: Path, options: Options) -> Iterator[Job]:
     """Open a checkpoint and solve its topology."""
-    torch_dtype(options.dtype)
+    check_dtype(options.dtype)
     check_device(options.device)
     key, prefix = place_of_tensors(path, options.spec, options.key, options.prefix)
     with open_checkpoint(path, key=key, prefix=prefix) as checkpoint:
         found = find_spec(checkpoint, path, options.spec, activation=options.activation)
         network = Network.of(found.graph(checkpoint), checkpoint, options.device)
         topology = network.solved()
+        if found.shipped is not None:
+            require_fit(found.spec, topology, path)
         yield Job(path, checkpoint, found, network, topology, options)
 
 
@@ -204,16 +210,25 @@ def change(path: Path, command: str, select: Selector, options: Options) -> Repo
         folds, plan = _plan(job, selection)
         if plan.lossy and options.allow_drift is None:
             raise Refused(f"{plan.lossy[0]}; `--allow-drift X` accepts a relative drift of X")
-        report = _Draft(command, path, output, job, selection, plan, folds)
+        config = follow(job.found.spec, job.topology, plan, path, output)
+        report = _Draft(command, path, output, job, selection, plan, folds, config)
         if options.dry_run:
             return report.finish(began)
-        with staged_outputs(targets, force=options.force, inputs=[path]) as staged:
+        more = [config.output] if config is not None and config.changes else []
+        stale = config.stale if config is not None else None
+        if stale is not None:
+            check_outputs([stale], force=options.force)
+        with staged_outputs([*targets, *more], force=options.force, inputs=[path]) as staged:
             text = rewrite_spec(job.found.spec, job.network.graph, plan)
             record = make_record(job.topology, plan, command, path.name, options.seed, folds.patches)
-            _write(job, plan, folds, staged.paths, text, record)
+            _write(job, plan, folds, staged.paths[: len(targets)], text, record)
+            if config is not None and config.changes:
+                staged.paths[-1].write_text(config.text, encoding="utf-8")
             if options.verify:
                 report = _prove(report, staged.paths[0], text, output)
             staged.commit()
+        if stale is not None:
+            stale.unlink(missing_ok=True)
         return report.finish(began)
 
 
@@ -228,6 +243,7 @@ class _Draft:
     selection: Selection
     plan: Plan
     folds: Folds
+    config: Configuration | None = None
     equivalence: Equivalence | None = None
     folded: FoldBack | None = None
     learnable: Learnability | None = None
@@ -247,6 +263,7 @@ class _Draft:
             equivalence=self.equivalence,
             folded=self.folded,
             learnable=self.learnable,
+            config=self.config,
             origin=self.job.found.origin,
             assumed=self.job.found.assumed,
             notes=self.selection.notes,
@@ -263,6 +280,7 @@ class _Draft:
         if not options.verify and not options.dry_run:
             found.append("NOT VERIFIED (--no-verify): nothing was compared; run `netgrow verify` on the two files")
         found.extend(_left_behind(self.job, self.plan))
+        found.extend(self.config.warnings if self.config else ())
         found.extend(self.folds.inexact)
         found.extend(f"lossy: {why}" for why in self.plan.lossy)
         found.extend(f"{why}: the result does not load into it" for why in self.plan.torn[:4])
@@ -403,6 +421,8 @@ def _prove(report: _Draft, written: Path, spec_text: str, output: Path) -> _Draf
 
 def check_device(name: str) -> None:
     """Raises UsageError for a device that cannot compute here."""
+    if name == "cpu":  # which needs no torch to be known
+        return
     import torch
 
     try:

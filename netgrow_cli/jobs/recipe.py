@@ -16,15 +16,17 @@ import dataclasses
 import inspect
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from netgrow_cli.checkpoint import staged_outputs
 from netgrow_cli.errors import SpecError, UsageError
+from netgrow_cli.jobs.configuration import output_path
 from netgrow_cli.jobs.growing import expanding, splitting
 from netgrow_cli.jobs.job import Options, Report, Selector, change, companions, default_output, opened
 from netgrow_cli.jobs.shrinking import pruning, recycling
 from netgrow_cli.topology.located import Located, load
+from netgrow_cli.topology.shipped.settings import config_path
 
 # Words of the selectors that a recipe says otherwise: `layer`, `width`, `units: all`.
 _OWN = ("layers", "widths", "every")
@@ -102,18 +104,42 @@ def apply_recipe(path: Path, steps: tuple[Step, ...], options: Options) -> tuple
     ):
         reports: list[Report] = []
         current = path
+        stated = config_path(path)
+        config = Path(folder) / "config.json"
+        if stated is not None:
+            shutil.copyfile(stated, config)
         for number, step in enumerate(steps):
             place = Path(folder) / f"step{number}{path.suffix}"
             # From the second step on the spec is the one that goes with the step before.
             spec = options.spec if number == 0 else None
             one = dataclasses.replace(options, output=place, spec=spec, dry_run=False)
-            reports.append(change(current, step.command, step.select, one))
+            report = change(current, step.command, step.select, one)
+            reports.append(_with_configuration(report, config, output_path(path, output)))
             current = place
         if not options.dry_run:
+            _publish_configuration(reports, config, options.force)
             for source, target in zip([current, *_beside(current, len(targets))], staged.paths, strict=True):
                 shutil.copyfile(source, target)
             staged.commit()
     return output, reports
+
+
+def _with_configuration(report: Report, config: Path, target: Path) -> Report:
+    """A step's report; the next step finds its configuration beside the step's checkpoint."""
+    if report.config is None:
+        return report
+    if report.config.changes:
+        report.config.output.replace(config)
+    return dataclasses.replace(report, config=dataclasses.replace(report.config, output=target))
+
+
+def _publish_configuration(reports: Sequence[Report], config: Path, force: bool) -> None:
+    """What config.json became in all steps, under the name that the last report gives. Raises UsageError."""
+    changed = [report.config for report in reports if report.config is not None and report.config.changes]
+    if changed:
+        with staged_outputs([changed[-1].output], force=force) as staged:
+            shutil.copyfile(config, staged.paths[0])
+            staged.commit()
 
 
 def _beside(path: Path, count: int) -> list[Path]:

@@ -53,14 +53,18 @@ class Equivalence:
         }
 
 
+def check_dtype(name: str) -> None:
+    """Raises UsageError for a dtype that networks are not compared in; needs no torch."""
+    if name not in EXACT:
+        raise UsageError(f"--dtype {name}: networks are compared in float64 or float32")
+
+
 def torch_dtype(name: str) -> Any:
     """The floating dtype to compute with. Raises UsageError."""
     import torch
 
-    known = {"float64": torch.float64, "float32": torch.float32}
-    if name not in known:
-        raise UsageError(f"--dtype {name}: networks are compared in float64 or float32")
-    return known[name]
+    check_dtype(name)
+    return {"float64": torch.float64, "float32": torch.float32}[name]
 
 
 class Difference:

@@ -43,7 +43,9 @@ def _summary(report: Report, console: Console) -> None:
     for change in report.plan.changes:
         console.print(_width_line(report, change))
     _tensors(report, console)
-    for entry in report.plan.code:
+    _configuration(report, console)
+    followed = report.config is not None and report.config.whole
+    for entry in () if followed else report.plan.code:
         where = "".join(f"  [dim]{_plain(item)}[/]" for item in (entry.source, entry.attribute) if item)
         console.print(f"model code: {entry.what} of {entry.layer}: {entry.before} → {entry.after}{where}")
     _proof(report, console)
@@ -53,6 +55,22 @@ def _summary(report: Report, console: Console) -> None:
         console.print("dry run: nothing was written", style="dim")
     else:
         console.print(f"done in {report.seconds:.1f} s", style="dim")
+
+
+def _configuration(report: Report, console: Console) -> None:
+    """What follows in config.json, and where the new one is."""
+    config = report.config
+    if config is None or not config.changes:
+        return
+    for change in config.changes:
+        before = "(not stated)" if change.before is None else change.before
+        console.print(f"{config.path.name}: {change.key} {before} → {change.after}", markup=False)
+    if report.dry_run:
+        return
+    if config.output.name == "config.json":
+        console.print(f"new configuration: {config.output}", markup=False)
+    else:
+        console.print(f"new configuration: {config.output}; it belongs beside the weights as config.json", markup=False)
 
 
 def _width_line(report: Report, change: WidthChange) -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Literal
+
+import numpy as np
+
+from netgrow_cli.topology.layout import IndexMap
 
 Kind = Literal["expand", "split", "prune", "recycle", "merge", "permute"]
 Init = Literal["match", "kaiming", "antisymmetric"]
@@ -39,25 +43,34 @@ class WidthChange:
         """The new size."""
         return len(self.sources)
 
-    @property
+    @functools.cached_property
+    def index(self) -> IndexMap:
+        """The sources as an array."""
+        return np.asarray(self.sources, dtype=np.int64)
+
+    @functools.cached_property
     def fresh(self) -> tuple[int, ...]:
         """New units that copy none."""
-        return tuple(n for n, source in enumerate(self.sources) if source == FRESH)
+        return tuple(np.flatnonzero(self.index == FRESH).tolist())
 
-    @property
+    @functools.cached_property
     def copies(self) -> dict[int, list[int]]:
         """Old units that are there more than once, and the new units that they are."""
-        places: dict[int, list[int]] = collections.defaultdict(list)
-        for new, source in enumerate(self.sources):
-            if source != FRESH:
-                places[source].append(new)
-        return {old: new for old, new in places.items() if len(new) > 1}
+        several = np.flatnonzero(self._counts > 1)
+        found: dict[int, list[int]] = {unit: [] for unit in several.tolist()}
+        for new in np.flatnonzero(np.isin(self.index, several)).tolist():
+            found[self.sources[new]].append(new)
+        return found
 
-    @property
+    @functools.cached_property
     def dropped(self) -> tuple[int, ...]:
         """Old units that are gone."""
-        kept = set(self.sources)
-        return tuple(unit for unit in range(self.before) if unit not in kept)
+        return tuple(np.flatnonzero(self._counts == 0).tolist())
+
+    @functools.cached_property
+    def _counts(self) -> IndexMap:
+        """By old unit, how often it is there."""
+        return np.bincount(self.index[self.index != FRESH], minlength=self.before)
 
     @property
     def mirrors(self) -> tuple[tuple[int, int], ...]:
@@ -70,9 +83,8 @@ class WidthChange:
     @property
     def multiple(self) -> int | None:
         """How often every unit is there, if all are there equally often and none is fresh."""
-        counts = collections.Counter(self.sources)
-        same = set(counts.values())
-        if FRESH in counts or len(counts) != self.before or len(same) != 1:
+        same: set[int] = set(self._counts.tolist())
+        if self.fresh or len(same) != 1 or 0 in same:
             return None
         return same.pop()
 

@@ -11,9 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from netgrow_cli.topology.graph import Node
-from netgrow_cli.topology.layout import leaves
 from netgrow_cli.topology.ops import OPS
-from netgrow_cli.topology.rule import Role
 from netgrow_cli.topology.solve import Topology
 
 Fill = Literal["random", "zero", "mean"]
@@ -27,32 +25,21 @@ Place = tuple[str, bool]
 
 def states_at_inputs(topology: Topology, width: int, fill: Fill) -> dict[Place, State]:
     """By place: what the units of the width that are read there are at fresh ones, if the width is filled so."""
-    producers = {
-        use.node
-        for use in topology.uses
-        for part, role in use.parts
-        if role is Role.PRODUCES and any(leaf.id == width for leaf in leaves(part))
-    }
+    producers, holders = topology.makers.get(width, frozenset()), topology.holders.get(width, frozenset())
     outputs: dict[str, State] = {}
     inputs: dict[Place, State] = {}
-    for node in topology.graph.nodes:
-        given: list[State | None] = [
-            outputs.get(ref.node) if _holds(topology, ref.node, width) else None for ref in node.inputs
-        ]
+    for node in topology.graph.around(holders | producers):
+        given: list[State | None] = [outputs.get(ref.node) if ref.node in holders else None for ref in node.inputs]
         held = [state for state in given if state is not None]
         recurrent = OPS[node.op].inside is not None
         if node.name in producers:
             outputs[node.name] = "any" if fill == "random" or (fill == "mean" and recurrent) else fill
             inputs[node.name, True] = outputs[node.name]
-        elif _holds(topology, node.name, width):
+        elif node.name in holders:
             outputs[node.name] = _through(node, given)
         if held:
             inputs[node.name, False] = held[0] if len(set(held)) == 1 else "any"
     return inputs
-
-
-def _holds(topology: Topology, name: str, width: int) -> bool:
-    return any(leaf.id == width for value in topology.values[name] for axis in value.axes for leaf in leaves(axis))
 
 
 def _through(node: Node, given: Sequence[State | None]) -> State:

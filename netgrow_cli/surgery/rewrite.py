@@ -21,13 +21,13 @@ def rewrite_spec(spec: Spec, graph: Graph, plan: Plan) -> str:
     Where a block that is written once would need different numbers, it is written out.
     """
     if _differ_where_written_once(graph, plan):
-        return _written_out(graph, plan)
+        return _written_out(spec, graph, plan)
     edits: dict[tuple[int, int], str] = {}
     for change in plan.spec:
         node = graph.node(change.node)
         for place, text in _places(spec, node, change):
             if edits.setdefault(place, text) != text:
-                return _written_out(graph, plan)
+                return _written_out(spec, graph, plan)
     text = spec.text
     for (start, end), new in sorted(edits.items(), reverse=True):
         text = text[:start] + new + text[end:]
@@ -108,7 +108,7 @@ def _insertion(spec: Spec, node: Node, key: str, value: str) -> tuple[tuple[int,
 # -- written out ---------------------------------------------------------------------------------------
 
 
-def _written_out(graph: Graph, plan: Plan) -> str:
+def _written_out(spec: Spec, graph: Graph, plan: Plan) -> str:
     changed: dict[str, dict[str, str]] = {}
     for change in plan.spec:
         changed.setdefault(change.node, {})[change.what] = change.value
@@ -124,6 +124,7 @@ def _written_out(graph: Graph, plan: Plan) -> str:
         **({"ignore": list(graph.ignore)} if graph.ignore else {}),
         "layers": layers,
         "outputs": [_ref(ref.node, ref.output, nodes, changed) for ref in graph.outputs],
+        **{key: spec.root.value[key].plain() for key in ("config",) if key in spec.root.value},
     }
     return yaml.safe_dump(document, sort_keys=False, width=120)
 

@@ -200,10 +200,10 @@ def _consumers(topology: Topology) -> dict[tuple[str, int, int], list[Place]]:
 
 def _axis_edit(network: _Network, decisions: Decisions, tensor: str, axis: int, layout: Layout) -> AxisEdit:
     changes, sizes = decisions.changes, decisions.sizes
-    sources = {width: change.sources for width, change in changes.items()}
+    sources = {leaf.id: changes[leaf.id].index for leaf in leaves(layout) if leaf.id in changes}
     index = index_map(layout, sources)
     length = len(index)
-    alike = index_map(layout, {width: [max(unit, 0) for unit in units] for width, units in sources.items()})
+    alike = index_map(layout, {width: np.maximum(units, 0) for width, units in sources.items()})
     factor = decisions.carriers.factors.get((tensor, axis))
     start, blank, zero, random, carried = (np.zeros(length, dtype=bool) for _ in range(5))
     mean: list[Averaging] = []
@@ -337,12 +337,12 @@ def _absorbing(layout: Layout, width: int, change: WidthChange, there: Flags) ->
 
 
 def _averaging(
-    layout: Layout, sources: Mapping[int, Sequence[int]], change: WidthChange, places: IndexMap
+    layout: Layout, sources: Mapping[int, IndexMap], change: WidthChange, places: IndexMap
 ) -> list[Averaging]:
     """For each old unit, where the fresh places would come from if fresh units copied that one."""
     rows = []
     for unit in range(change.before):
-        filled = tuple(unit if source < 0 else source for source in change.sources)
+        filled = np.where(change.index < 0, unit, change.index)
         rows.append(index_map(layout, {**sources, change.width: filled})[places])
     found = np.stack(rows)
     whole = (found >= 0).all(0)  # (elsewhere another factor of the axis is fresh too)

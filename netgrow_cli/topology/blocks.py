@@ -4,9 +4,11 @@ layers:
   embed: {op: embedding, from: tokens}
   "model.layers.{i}":
     repeat: auto            # counted in the checkpoint; or a number
+    start: 0                # the number of the first block, 0 where it is left out
     from: embed             # what `in` is in the first block; afterwards the block before
     layers:
       norm: {op: rms_norm, from: in}
+      attn: {op: attention, from: [q, k, v], window: {each: [16, null]}}    # one for each block
       ...
     output: sum             # what the next block, and readers of `model.layers.{i}`, get
 """
@@ -21,7 +23,8 @@ from netgrow_cli.errors import SpecError
 from netgrow_cli.topology.graph import Mark
 from netgrow_cli.topology.located import MOST_NODES, Located
 
-_KEYS = ("repeat", "from", "layers", "output")
+_NEEDED = ("repeat", "from", "layers", "output")
+_KEYS = (*_NEEDED, "start")
 MOST_BLOCKS = 10_000
 
 
@@ -52,22 +55,37 @@ def expand_blocks(layers: Located, tensors: Sequence[str]) -> tuple[list[Block],
 
 def _unroll(name: str, body: Located, mark: Mark, tensors: Sequence[str], stands_for: dict[str, str]) -> list[Block]:
     _check(name, body, mark)
-    count = _count(name, body.value["repeat"], tensors)
+    numbers = _numbers(name, body.value, tensors)
     before = str(body.value["from"].value)
     output = str(body.value["output"].value)
     blocks: list[Block] = []
-    if count * len(body.value["layers"].value) > MOST_NODES:
+    if len(numbers) * len(body.value["layers"].value) > MOST_NODES:
         raise SpecError(f"{mark}: block {name!r} unrolls to more than {MOST_NODES} layers")
-    for index in range(count):
+    for index in numbers:
         full = name.replace("{i}", str(index))
         stands_for[f"{full}.in"] = stands_for.get(before, before)
         for inner, inner_body in body.value["layers"].value.items():
             place = body.value["layers"].keys[inner]
-            blocks.append(Block(f"{full}.{inner}", _numbered(inner_body, str(index)), place, (full,)))
+            own = _own(inner_body, index - numbers.start, len(numbers))
+            blocks.append(Block(f"{full}.{inner}", _numbered(own, str(index)), place, (full,)))
         before = f"{full}.{output}"
-    stands_for[name] = before
-    stands_for[name.replace(".{i}", "")] = before
+    end = stands_for.get(before, before)
+    stands_for[name] = stands_for[name.replace(".{i}", "")] = end
     return blocks
+
+
+def _own(body: Located, place: int, count: int) -> Located:
+    """A layer of one block: of settings that are stated for `each` block, its own."""
+    if not isinstance(body.value, dict):
+        return body
+    settings = dict(body.value)
+    for key, item in body.value.items():
+        if isinstance(item.value, dict) and set(item.value) == {"each"} and isinstance(item.value["each"].value, list):
+            items = item.value["each"].value
+            if len(items) != count:
+                raise SpecError(f"{item.mark}: `{key}: {{each: ...}}` has {len(items)} values for {count} blocks")
+            settings[key] = items[place]
+    return dataclasses.replace(body, value=settings)
 
 
 def _numbered(body: Located, index: str) -> Located:
@@ -88,7 +106,7 @@ def _check(name: str, body: Located, mark: Mark) -> None:
     for key in body.value:
         if key not in _KEYS:
             raise SpecError(f"{body.keys[key]}: block {name!r} has {', '.join(_KEYS)}, not {key!r}")
-    for key in _KEYS:
+    for key in _NEEDED:
         if key not in body.value:
             raise SpecError(f"{mark}: block {name!r} lacks `{key}:`")
     if not isinstance(body.value["layers"].value, dict):
@@ -106,9 +124,14 @@ def _check(name: str, body: Located, mark: Mark) -> None:
             raise SpecError(f"{place}: block {inner!r} is inside block {name!r}; write the inner one out")
 
 
-def _count(name: str, given: Located, tensors: Sequence[str]) -> int:
+def _numbers(name: str, body: dict[str, Located], tensors: Sequence[str]) -> range:
+    """The numbers of the blocks; where they are counted there may be none from `start` on."""
+    given, stated = body["repeat"], body.get("start")
+    start = 0 if stated is None or stated.value is None else stated.value
+    if stated is not None and (not isinstance(start, int) or isinstance(start, bool) or not 0 <= start <= MOST_BLOCKS):
+        raise SpecError(f"{stated.mark}: `start:` of {name!r} must be a number, found {stated.plain()!r}")
     if isinstance(given.value, int) and not isinstance(given.value, bool) and 0 < given.value <= MOST_BLOCKS:
-        return given.value
+        return range(start, start + given.value)
     if given.value != "auto":
         raise SpecError(f"{given.mark}: `repeat:` of {name!r} must be a number or auto, found {given.plain()!r}")
     before, _, after = name.partition("{i}")
@@ -118,4 +141,4 @@ def _count(name: str, given: Located, tensors: Sequence[str]) -> int:
         raise SpecError(
             f"{given.mark}: the checkpoint's tensors do not count the blocks {name!r}: found {sorted(found)}"
         )
-    return len(found)
+    return range(start, len(found))

@@ -1,4 +1,4 @@
-"""Finding the spec of a checkpoint: given, embedded, beside it, or drafted."""
+"""Finding the spec of a checkpoint: given, embedded, beside it, one that ships with netgrow, or drafted."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from netgrow_cli.checkpoint.types import Checkpoint
 from netgrow_cli.errors import SpecError
 from netgrow_cli.topology.draft import draft_spec
 from netgrow_cli.topology.graph import Graph
+from netgrow_cli.topology.shipped import find_shipped, require_known
 from netgrow_cli.topology.spec import Spec, parse_spec, read_spec
 
 METADATA_SPEC = "netgrow.spec"
@@ -17,15 +18,22 @@ METADATA_SPEC = "netgrow.spec"
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A spec, where it came from, and what was assumed where it was drafted."""
+    """A spec, where it came from, and what was assumed where it was drafted.
+
+    shipped: the family that it ships for.
+    """
 
     spec: Spec
     origin: str
     assumed: tuple[str, ...] = ()
+    shipped: str | None = None
 
     def graph(self, checkpoint: Checkpoint) -> Graph:
         """The graph for a checkpoint. Raises SpecError."""
-        return self.spec.graph(checkpoint.tensors)
+        graph = self.spec.graph(checkpoint.tensors)
+        if self.shipped is not None:
+            require_known(self.shipped, checkpoint.path, graph, checkpoint.tensors)
+        return graph
 
 
 def spec_paths(checkpoint: Path) -> tuple[Path, ...]:
@@ -68,7 +76,7 @@ def place_of_tensors(
 def find_spec(
     checkpoint: Checkpoint, path: Path, stated: Path | None, *, draft: bool = True, activation: str = "per_unit"
 ) -> Found:
-    """The spec, in the designed order: stated, embedded, beside, drafted. Raises SpecError.
+    """The spec, in the designed order: stated, embedded, beside, by model_type, drafted. Raises SpecError.
 
     draft: whether names and shapes may be used where nothing else is found.
     """
@@ -80,6 +88,10 @@ def find_spec(
     for place in spec_paths(path):
         if place.is_file():
             return Found(read_spec(place), str(place))
+    shipped = find_shipped(checkpoint.tensors, path)
+    if shipped is not None:
+        spec = parse_spec(shipped.text, f"the spec that ships for {shipped.family}")
+        return Found(spec, shipped.origin, shipped.assumed, shipped.family)
     if not draft:
         raise SpecError(f"{path}: no spec was given and none lies beside it; pass --spec")
     drafted = draft_spec(checkpoint.tensors, str(path), activation)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -95,6 +96,20 @@ class Graph:
     def node(self, name: str) -> Node:
         """The node of that name. Raises KeyError."""
         return self._by_name[name]
+
+    def around(self, names: Iterable[str]) -> list[Node]:
+        """The nodes of these names (or inputs) and those that read them, in order."""
+        found = {place for name in names for place in self._places.get(name, ())}
+        return [self.nodes[place] for place in sorted(found)]
+
+    @functools.cached_property
+    def _places(self) -> Mapping[str, Sequence[int]]:
+        """By name of a node or an input, where it and its readers stand among the nodes."""
+        found: dict[str, list[int]] = collections.defaultdict(list)
+        for place, node in enumerate(self.nodes):
+            for name in {node.name, *(ref.node for ref in node.inputs)}:
+                found[name].append(place)
+        return found
 
     @functools.cached_property
     def _by_name(self) -> Mapping[str, Node]:

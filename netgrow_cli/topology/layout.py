@@ -152,7 +152,7 @@ def new_size(layout: Layout, sizes: Mapping[int, int]) -> int:
     return layout.size
 
 
-def index_map(layout: Layout, sources: Mapping[int, Sequence[int]]) -> IndexMap:
+def index_map(layout: Layout, sources: Mapping[int, Sequence[int] | IndexMap]) -> IndexMap:
     """For each index of the changed axis, the old index it comes from, or -1 where any unit of it is fresh.
 
     sources: by width id, for each new unit the old unit it copies, or -1; a width not named keeps its units.

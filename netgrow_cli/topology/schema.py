@@ -24,6 +24,7 @@ _SETTINGS = {
     "accumulate": "Whether values are added to what is there.",
     "adds": "Whether the axis is a new one, behind all others.",
     "align_corners": "Whether corners of input and output lie on each other, for the modes that interpolate.",
+    "amplitude": "What cosines and sines are multiplied by.",
     "alpha": "The scale of the operation's formula, as in PyTorch.",
     "args": "The call's arguments, `$0` for the first operand and so on.",
     "approximate": "`none`, or `tanh` for the approximation.",
@@ -44,14 +45,18 @@ _SETTINGS = {
     "dtype": "As torch calls it; numbers that are not whole are computed with in the network's own.",
     "equation": "As `torch.einsum` takes it, with a letter for each axis: `bqd,bkd->bqk`.",
     "eps": "What is added under the root.",
+    "frequencies": "The angle by which each pair turns from one position to the next; by default powers of theta.",
     "groups": "The number of groups. Follows from the shapes but for transposed convolutions and group_norm.",
     "hidden_size": "The hidden units of each level and direction. Follows from the shapes.",
     "index": "Which one, counted from 0, or from -1 (the last).",
+    "interleaved": "Whether neighbours are pairs (0 and 1); else the first half goes with the second.",
     "is_causal": "Whether a position sees those up to itself only.",
     "k": "As in PyTorch.",
     "keepdim": "Whether the axes stay, with size 1.",
     "kwargs": "The call's arguments that have names.",
     "kernel_size": "The window: one number, or one for each spatial axis.",
+    "long_frequencies": "The frequencies where there are more positions than `longer_than`.",
+    "longer_than": "Up to how many positions `frequencies` hold.",
     "lower": "The least slope.",
     "rows": "How many rows the mask chose in the trace.",
     "mask": "Whether what chooses rows is a mask of truth values.",
@@ -74,6 +79,7 @@ _SETTINGS = {
     "padding_mode": "What the padding holds.",
     "positions": "The sizes of the last axes afterwards.",
     "proj_size": "The units that a level's hidden ones are projected to; 0 for none. Follows from the shapes.",
+    "rotated": "How many of the first indices are turned; all by default.",
     "scale": "What the products of queries and keys are multiplied by; 1 over the root of their size by default.",
     "scaled": "Whether it is divided by the root of the size that is summed over, as attention written out is.",
     "scale_factor": "A whole factor: one number, or one for each spatial axis.",
@@ -83,13 +89,18 @@ _SETTINGS = {
     "size": "How many neighbouring channels.",
     "sizes": "The size of each piece (numbers or names from `dims`), or one size for all; of expand, the new size of "
     "each axis, -1 where it stays.",
+    "skip": "The token (padding) that is no position: it gets its own number, and positions are counted past it.",
+    "softcap": "The bound of scores: cap times tanh(score / cap).",
     "start": "The first index, or the first axis of those that become one.",
     "step": "The distance between indices that are taken.",
     "stop": "The index behind the last; to the end where it is left out.",
+    "stretch": "What positions are divided by.",
     "stride": "The step: one number, or one for each spatial axis.",
+    "theta": "The base of the frequencies: pair i of n turns by theta^(-i / n) from one position to the next.",
     "threshold": "The value from which on the input passes.",
     "upper": "The largest slope.",
     "value": "What is put in.",
+    "window": "How many positions back a position sees, itself included; all by default.",
 }
 
 _MODES = {
@@ -103,6 +114,8 @@ _MODES = {
 # What stands in a list, where it is not whole numbers.
 _ITEMS: dict[str, Schema] = {
     "args": {},
+    "frequencies": {"type": "number"},
+    "long_frequencies": {"type": "number"},
     "shapes": {"type": "array", "items": {"type": "integer"}},
     "value": {"type": ["number", "boolean", "array"]},
 }
@@ -171,6 +184,12 @@ def schema() -> Schema:
                 "description": "Where the state dict lies in the checkpoint: `model_state_dict`; found by itself where "
                 "it is usual.",
             },
+            "config": {
+                "type": ["object", "null"],
+                "additionalProperties": {"$ref": "#/$defs/configKey"},
+                "description": "Keys of the model's config.json that follow its sizes, and where their values are "
+                "found: `hidden_size: embed.weight[1]`.",
+            },
             "ignore": {
                 "anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": {"type": "string"}}],
                 "description": "Patterns of tensors that belong to no layer on purpose: `*.num_batches_tracked`.",
@@ -214,6 +233,44 @@ def _definitions() -> Schema:
                     "additionalProperties": {"$ref": "#/$defs/ref"},
                 },
             ],
+        },
+        "places": {
+            "description": "An axis of a tensor or of a layer's output (`fc.weight[0]`), a setting of a layer "
+            "(`norm.eps`), or one of `dims` (`dims.heads`); `{i}` stands for all blocks. `a / b` and `2 * a` are "
+            "computed. All places must agree.",
+            "anyOf": [
+                {"type": "string", "pattern": "\\S"},
+                {"type": "array", "minItems": 1, "items": {"type": "string", "pattern": "\\S"}},
+            ],
+        },
+        "configKey": {
+            "anyOf": [
+                {"$ref": "#/$defs/places"},
+                {
+                    "type": "object",
+                    "required": ["at"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "at": {"$ref": "#/$defs/places"},
+                        "default": {
+                            "type": ["string", "number", "null"],
+                            "description": "What it is where the file is silent, in terms of other keys: "
+                            "`hidden_size / heads`.",
+                        },
+                        "multiple_of": {
+                            "type": ["string", "null"],
+                            "description": "Another key, whose multiple its value has to be.",
+                        },
+                    },
+                },
+            ],
+        },
+        "each": {
+            "type": "object",
+            "required": ["each"],
+            "additionalProperties": False,
+            "properties": {"each": {"type": "array"}},
+            "description": "Inside a block: one value for each block.",
         },
         "params": {
             "type": ["object", "null"],
@@ -272,6 +329,12 @@ def _block() -> Schema:
             "repeat": {
                 "anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": MOST_BLOCKS}],
                 "description": "How often; auto counts in the checkpoint.",
+            },
+            "start": {
+                "type": ["integer", "null"],
+                "minimum": 0,
+                "maximum": MOST_BLOCKS,
+                "description": "The number of the first block, 0 by default.",
             },
             "from": {"type": "string", "description": "What `in` is in the first block; then the block before."},
             "layers": {
@@ -364,6 +427,7 @@ def _setting(op: Op, name: str, attr: Attr) -> Schema:
         types.append(_text(op, name))
     if attr.default is not REQUIRED:
         types.append({"type": "null"})
+    types.append({"$ref": "#/$defs/each"})
     found: Schema = {"anyOf": types} if len(types) > 1 else dict(types[0])
     found["description"] = _SETTINGS.get(name, "")
     if attr.default is not REQUIRED and attr.default is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import fnmatch
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
@@ -147,6 +148,26 @@ class Topology:
         """Whether a parameter reads what its node makes itself, and not an operand."""
         param = OPS[self.graph.node(use.node).op].param(use.param)
         return param is not None and param.inside
+
+    @functools.cached_property
+    def holders(self) -> Mapping[int, frozenset[str]]:
+        """By width id, the nodes and inputs whose values hold it."""
+        found: dict[int, set[str]] = collections.defaultdict(set)
+        for name, outputs in self.values.items():
+            for leaf in itertools.chain(*(leaves(axis) for value in outputs for axis in value.axes)):
+                found[leaf.id].add(name)
+        return {width: frozenset(names) for width, names in found.items()}
+
+    @functools.cached_property
+    def makers(self) -> Mapping[int, frozenset[str]]:
+        """By width id, the nodes that produce it."""
+        found: dict[int, set[str]] = collections.defaultdict(set)
+        for use in self.uses:
+            for part, role in use.parts:
+                if role is Role.PRODUCES:
+                    for leaf in leaves(part):
+                        found[leaf.id].add(use.node)
+        return {width: frozenset(names) for width, names in found.items()}
 
     def by_name(self, name: str) -> WidthInfo | None:
         """The width of that name."""

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from netgrow_cli.checkpoint.types import TensorInfo
 from netgrow_cli.errors import SpecError
 from netgrow_cli.topology.blocks import Block, expand_blocks
+from netgrow_cli.topology.config import ConfigKey, parse_config
 from netgrow_cli.topology.graph import Graph, Input, Mark, Node, Ref
 from netgrow_cli.topology.located import Located, load
 from netgrow_cli.topology.ops import ATTR_ALIASES, OPS, Op, Param, canonical, close_names
@@ -19,7 +20,7 @@ from netgrow_cli.topology.ops.base import REQUIRED
 
 VERSION = 1
 MOST_BYTES = 16 * 2**20
-_TOP = ("netgrow", "inputs", "layers", "outputs", "dims", "prefix", "key", "ignore")
+_TOP = ("netgrow", "inputs", "layers", "outputs", "dims", "prefix", "key", "ignore", "config")
 _LAYER = ("op", "from", "params", "prefix", "source", "code")
 _SLICE = re.compile(r"^(?P<name>.+?)\[(?:(?P<start>\d{0,12}):(?P<stop>\d{0,12})|(?P<index>\d{1,12}))\]$")
 _RANGE = re.compile(r"^\s*(\d{1,12})\s*:\s*(\d{1,12})\s*$")
@@ -48,6 +49,11 @@ class Spec:
         """Where the state dict lies in the checkpoint; None to find it."""
         found = self.root.value.get("key")
         return None if found is None else str(found.value)
+
+    @property
+    def config(self) -> tuple[ConfigKey, ...]:
+        """Which keys of a `config.json` follow the network's sizes, and where their values are found."""
+        return parse_config(self.root.value.get("config"))
 
     def graph(self, tensors: Mapping[str, TensorInfo]) -> Graph:
         """The graph, parameters found among the tensors. Raises SpecError."""
@@ -91,6 +97,7 @@ def parse_spec(text: str, file: str) -> Spec:
         found = root.value.get(key)
         if found is not None and not isinstance(found.value, str):
             raise SpecError(f"{found.mark}: `{key}:` must be text, found {found.plain()!r}")
+    parse_config(root.value.get("config"))
     return Spec(file, text, root)
 
 

@@ -565,6 +565,65 @@ CASES += [
 ]
 
 
+def _turned(x: torch.Tensor, frequencies: Sequence[float], interleaved: bool = False) -> torch.Tensor:
+    """Each pair as a complex number, times exp(i position frequency)."""
+    size = 2 * len(frequencies)
+    part, rest = x[..., :size], x[..., size:]
+    pairs = part.unflatten(-1, (-1, 2) if interleaved else (2, -1))
+    one, other = pairs.unbind(-1 if interleaved else -2)
+    angles = torch.outer(torch.arange(x.shape[-2]).double(), torch.tensor(frequencies, dtype=torch.float64))
+    turned = torch.complex(one, other) * torch.polar(torch.ones_like(angles), angles)
+    both = torch.stack([turned.real, turned.imag], -1 if interleaved else -2).flatten(-2)
+    return torch.cat([both, rest], -1)
+
+
+def _windowed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int, causal: bool) -> torch.Tensor:
+    back = torch.arange(q.shape[-2])[:, None] - torch.arange(k.shape[-2])
+    seen = (back < window) & ((back >= 0) | torch.tensor(not causal))
+    return F.scaled_dot_product_attention(q, k, v, seen)
+
+
+def _capped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, cap: float) -> torch.Tensor:
+    scores = torch.tanh(torch.einsum("bhqd,bhkd->bhqk", q, k) / cap) * cap
+    return torch.softmax(scores + mask, -1) @ v
+
+
+def _counted(tokens: torch.Tensor, start: int, skip: int) -> torch.Tensor:
+    rows = []
+    for row in tokens.tolist():
+        count = iter(range(start, start + len(row)))
+        rows.append([skip if token == skip else next(count) for token in row])
+    return torch.tensor(rows)
+
+
+CASES += [
+    case("rotary", (3, 4, 5, 4), lambda x: _turned(x, [1.0, 1e-2])),
+    case("rotary", (5, 6), lambda x: _turned(x, [1.0, 8.0**-0.5]), theta=8, rotated=4),
+    case("rotary", (3, 5, 4), lambda x: _turned(x, [1.0, 1e-2], True), interleaved=True),
+    case("rotary", (3, 5, 4), lambda x: 1.5 * _turned(x, [0.5, 0.005]), stretch=2.0, amplitude=1.5),
+    case("rotary", (3, 5, 6), lambda x: _turned(x, [0.3, 0.7]), frequencies=[0.3, 0.7], rotated=4),
+    *(
+        case(
+            "rotary",
+            (3, 5, 4),
+            lambda x, longer=longer: _turned(x, [0.1, 0.2] if longer < 5 else [0.3, 0.7]),
+            frequencies=[0.3, 0.7],
+            long_frequencies=[0.1, 0.2],
+            longer_than=longer,
+        )
+        for longer in (4, 5)
+    ),
+    Case("positions", [(3, 5)], lambda x: torch.arange(5), integer=9),
+    Case("positions", [(3, 5, 2)], lambda x: torch.arange(5) + 2, {"start": 2}),
+    Case("positions", [(3, 5)], lambda x: _counted(x, 2, 1), {"start": 2, "skip": 1}, integer=3),
+    case("root_scale", (3, 4), lambda x: 2 * x),
+    case("root_scale", (3, 4, 5), lambda x: 2 * x),
+    case("attention", [(3, 4, 5, 8)] * 3, lambda q, k, v: _windowed(q, k, v, 2, True), is_causal=True, window=2),
+    case("attention", QKV, lambda q, k, v: _windowed(q, k, v, 3, False), window=3),
+    case("attention", [*QKV, (5, 7)], lambda *x: _capped(*x, 0.5), softcap=0.5, scale=1.0),
+]
+
+
 def built(item: Case) -> Network:
     names = [f"x{n}" for n in range(len(item.shapes))]
     inputs: dict[str, Any] = {name: list(shape) for name, shape in zip(names, item.shapes, strict=True)}
@@ -764,6 +823,15 @@ WRONG = [
     (case("einsum", [(3, 4), (3, 4)], None, equation="ij,ij->", scaled=True), "does not sum over one letter"),
     (case("einsum", (3, 4), None, equation="ij->ik"), "letters of its operands"),
     (case("einsum", (3, 4), None, equation="...j->..."), "does not fit"),
+    (case("rotary", (4,), None), "(..., positions, size)"),
+    (case("rotary", (3, 4, 5), None), "rotated: 5"),
+    (case("rotary", (3, 4, 6), None, rotated=8), "rotated: 8"),
+    (case("rotary", (3, 4, 6), None, frequencies=[1.0, 2.0]), "2 numbers for 3 pairs"),
+    (case("rotary", (3, 4, 4), None, frequencies=["a", "b"]), "should be numbers"),
+    (case("rotary", (3, 4, 4), None, longer_than=4), "go together"),
+    (case("positions", (4,), None), "(batch, positions)"),
+    (case("positions", (4, 3, 2), None, skip=1), "tokens (batch, positions)"),
+    (case("attention", [(4, 5, 8)] * 3, None, window=0), "window: 0"),
     (case("attention", [(3, 4), (3, 4), (3, 4)], None), "(..., heads, positions, size)"),
     (case("attention", [(4, 5, 8), (4, 7, 6), (4, 7, 6)], None), "query and key have 8 and 6"),
     (case("attention", [(4, 5, 8), (4, 7, 8), (4, 6, 8)], None), "keys and values have 7 and 6"),

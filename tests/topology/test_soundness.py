@@ -936,6 +936,59 @@ add(
     [2, 2, 2, 3],
     SEQUENCE,
 )
+add(
+    "rotary attention in a window",
+    {
+        **SPLIT,
+        "qr": layer("rotary", "qh"),
+        "kr": layer("rotary", "kh"),
+        "op": layer("attention", ["qr", "kr", "vh"], is_causal=True, window=3, softcap=2.0),
+        **joined("op"),
+    },
+    [3, 4],
+    SEQUENCE,
+)
+add(
+    "rotary over a part",
+    {
+        **projected(16, 16),
+        **heads("q", "q"),
+        **heads("k", "k"),
+        **heads("v", "v"),
+        "qr": layer("rotary", "qh", rotated=2),
+        "kr": layer("rotary", "kh", rotated=2),
+        "op": layer("attention", ["qr", "kr", "vh"]),
+        **joined("op"),
+    },
+    [2, 3, 4],
+    SEQUENCE,
+)
+add(
+    "rotary over a part that the next one cuts",
+    {
+        "fc": linear("x", 4, 12),
+        "one": layer("rotary", "fc", rotated=4, interleaved=True),
+        "two": layer("rotary", "one", rotated=8, theta=5.0),
+        "out": linear("two", 12, 2),
+    },
+    [4],
+    SEQUENCE,
+)
+add(
+    "tokens at positions",
+    {
+        "embed": layer("embedding", "x", {"weight": (9, 6)}),
+        "at": layer("positions", "x", start=1),
+        "place": layer("embedding", "at", {"weight": (8, 6)}),
+        "counted": layer("positions", "x", start=2, skip=1),
+        "place2": layer("embedding", "counted", {"weight": (8, 6)}),
+        "sum": layer("add", ["embed", "place", "place2"]),
+        "op": layer("root_scale", "sum"),
+        "out": linear("op", 6, 2),
+    },
+    [6],
+    {"x": {"shape": ["batch", "time"], "dtype": "int64", "high": 9}},
+)
 
 
 def shared(name: str, size: int) -> dict[str, Layer]:
@@ -1443,6 +1496,8 @@ EFFECTS = {
     "batch_norm": set(),
     "squeeze and excitation": set(),
     "attention": {"attention"},
+    "rotary over a part": {"attention"},
+    "tokens at positions": {"root_scale"},
     "attention written out with matmul": {"contraction"},
     "attention written out with einsum": {"contraction"},
     "fused qkv taken apart": {"attention"},

@@ -599,7 +599,11 @@ def test_blocks_read_one_another_and_what_is_outside() -> None:
         ("repeat: auto", "repeat: 10001", "found 10001"),
         ("repeat: auto", "repeat: [2]", "found [2]"),
         ("repeat: auto", "repeat: 3", "there is no tensor 'b.2.f.weight'"),
-        ("      output: sum", "      outputs: sum", "block 'b.{i}' has repeat, from, layers, output, not 'outputs'"),
+        (
+            "      output: sum",
+            "      outputs: sum",
+            "block 'b.{i}' has repeat, from, layers, output, start, not 'outputs'",
+        ),
         ("      output: sum\n", "", "net.yaml:5: block 'b.{i}' lacks `output:`"),
         ("output: sum", "output: total", "names 'total', which is no layer of it"),
         ("output: sum", "output: [sum]", "`output:` of block 'b.{i}' must name one layer"),
@@ -707,3 +711,65 @@ def test_a_long_chain_is_solved_quickly() -> None:
     ]
     topology = solved(layers("\n".join(lines), "{x: [batch, 8]}", "[a399]"), shapes)
     assert len(names(topology)) == 399
+
+
+# -- settings by block, blocks from a number on, config ----------------------------------------------------
+
+
+def test_a_setting_for_each_block() -> None:
+    text = BLOCK.replace(
+        "f: {op: linear, from: in}",
+        "f: {op: linear, from: in}\n        n: {op: layer_norm, from: f, eps: {each: [0.1, 0.2]}}",
+    )
+    built = parse_spec(layers(text, outputs="[first]"), "net.yaml").graph(infos(STACK))
+    assert [built.node(f"b.{i}.n").attrs["eps"] for i in range(2)] == [0.1, 0.2]
+    found = failure(layers(text.replace("[0.1, 0.2]", "[0.1]"), outputs="[first]"), STACK)
+    assert "`eps: {each: ...}` has 1 values for 2 blocks" in found
+
+
+def test_blocks_from_a_number_on() -> None:
+    """The first one, of another form, stands by itself; there may be no others."""
+    text = """
+        in: {op: linear, from: x}
+        b.0.f: {op: linear, from: in}
+        "b.{i}":
+          repeat: auto
+          start: 1
+          from: b.0.f
+          layers:
+            f: {op: linear, from: in}
+          output: f
+        out: {op: relu, from: "b.{i}"}
+    """
+    shapes = {"in.weight": (6, 4), "b.0.f.weight": (5, 6), "b.1.f.weight": (5, 5), "b.2.f.weight": (5, 5)}
+    for count, last in ((4, "b.2.f"), (2, "b.0.f")):
+        some = dict(list(shapes.items())[:count])
+        built = parse_spec(layers(text, outputs="[out]"), "net.yaml").graph(infos(some))
+        assert built.node("out").inputs[0].node == last
+    found = failure(layers(text.replace("start: 1", "start: one"), outputs="[out]"), shapes)
+    assert "`start:` of 'b.{i}' must be a number, found 'one'" in found
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("[fc1]", "`config:` must map keys"),
+        ("{size: 3}", "config: size: a place is text, as in fc.weight[0] or norm.eps, found 3"),
+        ("{size: []}", "config: size: `at:` names no place"),
+        ("{size: {default: 3}}", "config: size: it lacks `at:`"),
+        ("{size: {at: a.eps, or: 3}}", "config: size: it takes at, default, multiple_of, not 'or'"),
+        ("{size: {at: a.eps, multiple_of: 3}}", "`multiple_of:` names another key, found 3"),
+    ],
+)
+def test_config_that_is_wrong(config: str, message: str) -> None:
+    assert message in failure(f"{GOOD}config: {config}\n")
+
+
+def test_what_config_says() -> None:
+    spec = parse_spec(
+        f"{GOOD}config: {{a: 'fc1.weight[0]', b: {{at: [x.eps, y.eps / 2], default: 4 * a}}}}\n", "net.yaml"
+    )
+    one, other = spec.config
+    assert (one.key, [place.text for place in one.at]) == ("a", ["fc1.weight[0]"])
+    assert other.at[1].words == ("y.eps",) and other.at[1].value({"y.eps": 6}.__getitem__) == 3
+    assert other.default is not None and other.default.value({"a": 3}.__getitem__) == 12

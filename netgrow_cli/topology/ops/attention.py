@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from netgrow_cli.topology.layout import CannotAlign, Layout, SizeMismatch
-from netgrow_cli.topology.ops.base import BOOL, NUMBER, REQUIRED, TEXT, Attr, Call, Op
+from netgrow_cli.topology.ops.base import BOOL, INT, NUMBER, REQUIRED, TEXT, Attr, Call, Op
 from netgrow_cli.topology.ops.elementwise import broadcast
 from netgrow_cli.topology.rule import Context, Value
 
@@ -103,6 +103,8 @@ def _attention_rule(context: Context) -> tuple[Value, ...]:
     _agree(context, query.axes[-1], key.axes[-1], "query and key")
     _agree(context, key.axes[-2], value.axes[-2], "the positions of keys and values")
     _agree(context, key.axes[-3], value.axes[-3], "the heads of keys and values")
+    if context.attr("window") is not None and context.attr("window") < 1:
+        context.fail(f"window: {context.attr('window')} should be at least 1", "attr:window")
     outer = broadcast(context, [Value(operand.axes[:-3], 0) for operand in (query, key, value)])
     _heads(context, query.axes[-3], key.axes[-3])
     context.effect("attention", query.axes[-1], len(query.axes) - 1)
@@ -139,9 +141,25 @@ def _attention(call: Call) -> Any:
     shared = query.shape[-3] // key.shape[-3]
     if shared > 1:
         key, value = key.repeat_interleave(shared, -3), value.repeat_interleave(shared, -3)
-    return call.functional.scaled_dot_product_attention(
-        query, key, value, mask, 0.0, call.attrs["is_causal"], scale=call.attrs["scale"]
-    )
+    if call.attrs["window"] is None and call.attrs["softcap"] is None:
+        return call.functional.scaled_dot_product_attention(
+            query, key, value, mask, 0.0, call.attrs["is_causal"], scale=call.attrs["scale"]
+        )
+    scale = query.shape[-1] ** -0.5 if call.attrs["scale"] is None else call.attrs["scale"]
+    scores, cap = query @ key.transpose(-2, -1) * scale, call.attrs["softcap"]
+    if cap is not None:
+        scores = call.torch.tanh(scores / cap) * cap
+    if mask is not None:
+        scores = scores + mask if mask.is_floating_point() else scores.masked_fill(~mask, -call.torch.inf)
+    return scores.masked_fill(~_seen(call, scores), -call.torch.inf).softmax(-1) @ value
+
+
+def _seen(call: Call, scores: Any) -> Any:
+    """Which positions each one sees, by `is_causal` and `window`."""
+    queries, keys = (call.torch.arange(size, device=scores.device) for size in scores.shape[-2:])
+    back = queries[:, None] - keys
+    seen = back >= 0 if call.attrs["is_causal"] else back == back
+    return seen if call.attrs["window"] is None else seen & (back < call.attrs["window"])
 
 
 def _einsum(call: Call) -> Any:
@@ -187,7 +205,12 @@ OPS = (
         name="attention",
         rule=_attention_rule,
         run=_attention,
-        attrs={"is_causal": Attr(False, BOOL), "scale": Attr(None, NUMBER)},
+        attrs={
+            "is_causal": Attr(False, BOOL),
+            "scale": Attr(None, NUMBER),
+            "window": Attr(None, INT),
+            "softcap": Attr(None, NUMBER),
+        },
         inputs=(3, 4),
         doc="softmax(q k^T scale + mask) v over (..., heads, positions, size); from: [q, k, v] or with a mask.",
     ),

@@ -144,6 +144,12 @@ def _scale_rule(context: Context) -> tuple[Value, ...]:
     return (source,)
 
 
+def _root_scale_rule(context: Context) -> tuple[Value, ...]:
+    source = context.inputs[0]
+    context.effect("root_scale", source.axes[source.unit_axis], source.unit_axis)
+    return (source,)
+
+
 def _op(name: str, run: Callable[[Call], Any], fresh: Fresh, doc: str, attrs: dict[str, Attr] | None = None) -> Op:
     return Op(name=name, rule=_same, run=run, fresh=fresh, attrs=attrs or {}, doc=doc)
 
@@ -258,6 +264,13 @@ OPS = (
         params=(Param("weight", "one"),),
         fresh="zero",
         doc="Times a learnt vector along the units (layer scale).",
+    ),
+    Op(
+        name="root_scale",
+        rule=_root_scale_rule,
+        run=lambda call: call.inputs[0] * call.inputs[0].shape[call.unit_axis] ** 0.5,
+        fresh="mean",
+        doc="Times the root of the number of units, as Gemma scales its embeddings; over a width that is an effect.",
     ),
 )
 
