@@ -124,10 +124,18 @@ def attribute_values(topology: Topology) -> dict[str, int | float]:
 
 
 def _set(model: torch.nn.Module, place: str, value: int | float) -> None:
-    """Set an attribute that the model has; a spec may come from another version of its code."""
+    """Set an attribute that the model has; a spec may come from another version of its code.
+
+    A buffer of one number repeated, which is in no checkpoint, is repeated that often.
+    """
     path, _, name = place.rpartition(".")
     module = dict(model.named_modules()).get(path)
-    if module is not None and isinstance(getattr(module, name, None), (int, float)):
+    held = getattr(module, name, None)
+    if module is None or held is None:
+        return
+    if name in module._buffers and held.dim() == 1:
+        module._buffers[name] = held[:1].repeat(int(value))
+    elif isinstance(held, (int, float)):
         setattr(module, name, value)
 
 

@@ -69,6 +69,7 @@ class Converter:
         self._folded = Folded()
         self._tables: dict[Any, str] = {}
         self._stated: dict[Any, str] = {}
+        self._held: dict[Any, str] = {}  # buffers that are in no checkpoint, by their names in the model
         self._in_numbers = False
         self._names = list(names)
         self.batch = batch
@@ -104,6 +105,7 @@ class Converter:
             elif node.name in tensors or node.name in lifted:
                 name = tensors.get(node.name) or lifted[node.name]
                 self._folded.give(node, self._program.constants[name])
+                self._held[node] = name
             elif is_tensor(node):
                 self._values[node] = next(user)
 
@@ -153,7 +155,8 @@ class Converter:
         if table.repeated:
             sizes = [self._repeat(one, every) for one, every in zip(values.shape, table.sizes, strict=True)]
             repeated = self._free(f"{self._path(node)}.repeated")
-            self.layers.append(Layer(repeated, "expand", (name,), {}, {"sizes": sizes}, source_line(node)))
+            code = {"sizes[0]": self._held[node]} if node in self._held and len(sizes) == 1 else {}
+            self.layers.append(Layer(repeated, "expand", (name,), {}, {"sizes": sizes}, source_line(node), code))
             name = repeated
         self._stated[node] = name
         return name

@@ -144,25 +144,32 @@ def _record(model: Any, given: Sequence[Given], options: Mapping[str, Any]) -> A
 
 
 def _noted(traced: Traced, refusals: Sequence[str], program: Any) -> Traced:
-    """The trace with what is to be said of a record, as warnings and as comments behind the first line."""
-    if not refusals:
-        return traced
-    looks = [
-        f"{place}: the model looks at values here; the spec holds for inputs that go the same way"
-        for place in program.looks
-    ]
-    state = program.state_dict
+    """The trace with what is to be said of it, as warnings and as comments: unused tensors, the limits of a record."""
+    warnings: list[str] = []
+    if refusals:
+        warnings = [f"{refusals[0]}; one run is recorded instead"]
+        warnings += [
+            f"{place}: the model looks at values here; the spec holds for inputs that go the same way"
+            for place in program.looks
+        ]
+    numbers, tensors = _unused(traced, program.state_dict)
+    ignored = ""
+    if numbers:
+        ignored = f"ignore: {json.dumps(numbers)}\n"
+    if tensors:
+        warnings.append(f"not used in this run, so that no layer has them: {few(tensors)}")
+        ignored = f"# ignore: {json.dumps([*numbers, *tensors])}  # where they read nothing that changes\n" + ignored
+    first, _, rest = traced.text.partition("\n")
+    text = "\n".join([first, *(f"# {warning}" for warning in warnings), rest]) + ignored
+    return dataclasses.replace(traced, text=text, warnings=tuple(warnings))
+
+
+def _unused(traced: Traced, state: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Numbers and tensors that no layer has, under any of their names."""
     used = {tensor.untyped_storage()._cdata for name, tensor in state.items() if name not in traced.unused}
     unused = [name for name in traced.unused if state[name].untyped_storage()._cdata not in used]
     numbers = [name for name in unused if state[name].dim() == 0]
-    tensors = [name for name in unused if name not in numbers]
-    if tensors:
-        looks.append(f"not used in this run, so that no layer has them: {few(tensors)}")
-    warnings = (f"{refusals[0]}; one run is recorded instead", *looks)
-    first, _, rest = traced.text.partition("\n")
-    ignored = f"ignore: [{', '.join(json.dumps(name) for name in numbers)}]\n" if numbers else ""
-    text = "\n".join([first, *(f"# {warning}" for warning in warnings), rest]) + ignored
-    return dataclasses.replace(traced, text=text, warnings=warnings)
+    return numbers, [name for name in unused if name not in numbers]
 
 
 def _converted(model: Any, program: Any, given: Sequence[Given], batch: int | None, origin: str) -> Traced | None:
