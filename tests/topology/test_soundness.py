@@ -1276,6 +1276,18 @@ add(
     {"x": ["batch", 4, 6, 4]},
 )
 add(
+    "windows of an image",
+    {
+        "a": conv("x", 2, 5),
+        "op": layer("unfold", "a", kernel_size=2, stride=2),
+        "act": layer("relu", "op"),
+        "back": layer("fold", "act", kernel_size=2, stride=2, output_size=[6, 6]),
+        "out": layer("conv2d", "back", {"weight": (3, 5, 3, 3)}),
+    },
+    [5],
+    {"x": ["batch", 2, 8, 8]},
+)
+add(
     "roll of the units",
     {"a": linear("x", 4, 6), "op": layer("roll", "a", shifts=1, axes=1), "out": linear("op", 6, 2)},
     [],

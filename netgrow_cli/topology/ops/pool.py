@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from netgrow_cli.topology.layout import Fixed
+from netgrow_cli.topology.layout import CannotAlign, Fixed, product
 from netgrow_cli.topology.ops.base import BOOL, INTS, NUMBER, REQUIRED, TEXT, Attr, Call, Op, several, spatial
 from netgrow_cli.topology.rule import Context, RuleFunction, Value
 
@@ -120,6 +120,59 @@ def _pad(call: Call) -> Any:
     return call.functional.pad(call.inputs[0], list(call.attrs["padding"]), mode=mode, value=value)
 
 
+def _patches(context: Context, extents: Sequence[int]) -> tuple[int, int]:
+    """How many places a window has in an image of that size, and how many values it sees in each channel."""
+    kernel, stride, dilation = (spatial(context, name, 2, 1) for name in ("kernel_size", "stride", "dilation"))
+    padding = spatial(context, "padding", 2, 0)
+    counts = [(extents[n] + 2 * padding[n] - dilation[n] * (kernel[n] - 1) - 1) // stride[n] + 1 for n in range(2)]
+    if min(counts) < 1:
+        context.fail(f"nothing is left of an input of {list(context.inputs[0].shape)}")
+    return math.prod(counts), math.prod(kernel)
+
+
+def _unfold_rule(context: Context) -> tuple[Value, ...]:
+    """b c x y -> b (c taps) places."""
+    source = context.inputs[0]
+    if len(source.axes) != 4:
+        context.fail(f"it takes windows out of images (batch, channels, x, y); its input is {list(source.shape)}")
+    places, taps = _patches(context, source.shape[2:])
+    for axis in source.axes[2:]:
+        context.layouts.freeze(axis, "positions")
+    grid = product([source.axes[1], Fixed(taps, "places in a window")])
+    return (Value((source.axes[0], grid, Fixed(places, "positions")), 1),)
+
+
+def _fold_rule(context: Context) -> tuple[Value, ...]:
+    """b (c taps) places -> b c x y."""
+    source, size = context.inputs[0], spatial(context, "output_size", 2, 1)
+    places, taps = _patches(context, size)
+    if len(source.axes) != 3 or source.axes[1].size % taps or source.axes[2].size != places:
+        context.fail(f"it needs (batch, channels times {taps}, {places} places); its input is {list(source.shape)}")
+    context.layouts.freeze(source.axes[2], "positions")
+    channels = source.axes[1].size // taps
+    try:
+        kept, inner = context.layouts.factor(source.axes[1], (channels, taps))
+        context.layouts.fix(inner, "places in a window")
+    except CannotAlign as clash:
+        context.layouts.freeze(source.axes[1], f"fold {context.node.name}: {clash}")
+        kept = Fixed(channels, f"fold {context.node.name}: {clash}")
+    return (Value((source.axes[0], kept, *(Fixed(n, "positions") for n in size)), 1),)
+
+
+def _folding(name: str) -> Callable[[Call], Any]:
+    def run(call: Call) -> Any:
+        return getattr(call.functional, name)(call.inputs[0], **call.attrs)
+
+    return run
+
+
+_FOLDING = {
+    "kernel_size": Attr(REQUIRED, INTS),
+    "dilation": Attr(1, INTS),
+    "padding": Attr(0, INTS),
+    "stride": Attr(1, INTS),
+}
+
 _WINDOW = {
     "kernel_size": Attr(REQUIRED, INTS),
     "stride": Attr(None, INTS),
@@ -179,6 +232,22 @@ OPS = (
         },
         fresh="mean",
         doc="More positions, by a whole factor.",
+    ),
+    Op(
+        name="unfold",
+        rule=_unfold_rule,
+        run=_folding("unfold"),
+        attrs=_FOLDING,
+        fresh="zero",
+        doc="Windows of an image side by side: (batch, channels times taps, places).",
+    ),
+    Op(
+        name="fold",
+        rule=_fold_rule,
+        run=_folding("fold"),
+        attrs={"output_size": Attr(REQUIRED, INTS), **_FOLDING},
+        fresh="zero",
+        doc="Windows added back into an image.",
     ),
     Op(
         name="pad",

@@ -59,9 +59,9 @@ def _expand_rule(context: Context) -> tuple[Value, ...]:
         if not isinstance(item, (int, str)) or isinstance(item, bool) or item == 0 or (item == -1 and old is None):
             context.fail(f"sizes: {item!r} is neither a size, -1 for an axis that stays, nor a name", "attr:sizes")
         size = old.size if item == -1 and old is not None else context.size(item)
-        if old is not None and size == old.size:
+        if old is not None and (item == -1 or size == old.size > 1):
             axes.append(old)
-            continue
+            continue  # (a stated 1 is a repetition that was pruned down to one)
         if old is not None:
             if old.size != 1:
                 context.fail(f"an axis of {old.size} cannot be repeated to {size}", "attr:sizes")

@@ -59,6 +59,33 @@ def _zero(made: Converter, node: Any) -> bool:
     return True
 
 
+def _where(made: Converter, node: Any) -> bool:
+    """A choice of each element between values, of which some may be numbers."""
+    condition, *values = node.args[:3]
+    tensors = [value for value in (condition, *values) if hasattr(value, "op")]
+    if len(values) != 2:
+        return False
+    places = iter(range(len(tensors)))
+    arguments = [f"${next(places)}" if hasattr(value, "op") else value for value in (condition, *values)]
+    call = f"aten.where.{getattr(node.target, '_overloadname', 'self')}"
+    made.put(node, "pointwise", tensors, attrs={"call": call, "args": arguments})
+    return True
+
+
+def _baddbmm(made: Converter, node: Any) -> bool:
+    """beta x + alpha a b."""
+    source, left, right = node.args[:3]
+    beta, alpha = (argument(node, place, name, 1) for place, name in ((3, "beta"), (4, "alpha")))
+    found = made.extra(node, "product", "matmul", [made.ref(left), made.ref(right)], {})
+    if alpha != 1:
+        found = made.extra(node, "scaled", "mul", [found], {"by": float(alpha)})
+    other = made.ref(source)
+    if beta != 1:
+        other = made.extra(node, "weighed", "mul", [other], {"by": float(beta)})
+    made.put_refs(node, "add", [other, found], {})
+    return True
+
+
 def _matmul(made: Converter, node: Any) -> bool:
     made.put(node, "matmul", list(node.args[:2]))
     return True
@@ -103,7 +130,7 @@ def _softmax(op: str) -> Handler:
 def _reduce(op: str) -> Handler:
     def handler(made: Converter, node: Any) -> bool:
         axes = argument(node, 1, "dim")
-        if axes is None or not is_float(node):
+        if axes is None or not is_float(node.args[0]):
             return False
         axes = list(axes) if isinstance(axes, (list, tuple)) else [axes]
         keep = argument(node, 2, "keepdim", False)
@@ -161,6 +188,8 @@ HANDLERS: dict[str, Handler] = {
     "div": _arithmetic("div"),
     "maximum": _arithmetic("maximum"),
     "minimum": _arithmetic("minimum"),
+    "where": _where,
+    "baddbmm": _baddbmm,
     "zero": _zero,
     "zeros_like": _zero,
     "matmul": _matmul,

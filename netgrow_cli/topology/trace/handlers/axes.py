@@ -44,9 +44,11 @@ def _split(made: Converter, node: Any) -> bool:
 
 def _chunk(made: Converter, node: Any) -> bool:
     axis = argument(node, 2, "dim", 0)
-    if shape(node.args[0])[axis] % node.args[1]:
-        return False
     count = len(as_list(node.meta["val"]))
+    if shape(node.args[0])[axis] % node.args[1]:
+        each = -(-shape(node.args[0])[axis] // node.args[1])
+        made.put(node, "split", [node.args[0]], attrs={"sizes": each, "axis": axis}, outputs=count)
+        return True
     made.put(node, "chunk", [node.args[0]], attrs={"chunks": node.args[1], "axis": axis}, outputs=count)
     return True
 
@@ -81,7 +83,11 @@ def _slice_scatter(made: Converter, node: Any) -> bool:
     start, stop, step = (argument(node, n, name) for n, name in ((3, "start"), (4, "end"), (5, "step")))
     size = shape(source)[axis]
     first, last = start or 0, size if stop is None or stop >= _BIG else stop
-    if step not in (None, 1) or not 0 <= first < last <= size:
+    first, last = (n + size if n < 0 else min(n, size) for n in (first, last))
+    if first >= last:
+        made.alias(node, source)
+        return True
+    if step not in (None, 1) or first < 0:
         return False
     if last - first == size:
         made.alias(node, values)
@@ -193,14 +199,6 @@ def _roll(made: Converter, node: Any) -> bool:
     return True
 
 
-def _lookup(made: Converter, node: Any) -> bool:
-    table, indices = node.args[:2]
-    if len(indices) != 1 or indices[0] is None or "bool" in str(indices[0].meta["val"].dtype):
-        return False
-    made.put(node, "lookup", [table, indices[0]])
-    return True
-
-
 HANDLERS: dict[str, Handler] = {
     "flatten": _reshape,
     "unflatten": _reshape,
@@ -208,6 +206,8 @@ HANDLERS: dict[str, Handler] = {
     "view": _reshape,
     "reshape": _reshape,
     "_unsafe_view": _reshape,
+    "reshape_as": _reshape,
+    "view_as": _reshape,
     "slice_scatter": _slice_scatter,
     "cat": _cat,
     "concat": _cat,
@@ -226,5 +226,5 @@ HANDLERS: dict[str, Handler] = {
     "unsqueeze": _unsqueeze,
     "expand": _expand,
     "roll": _roll,
-    "index": _lookup,
+    "broadcast_to": _expand,
 }

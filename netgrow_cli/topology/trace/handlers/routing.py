@@ -214,6 +214,7 @@ HANDLERS: dict[str, Handler] = {
     "new_empty": _filled(None),
     "empty_like": _filled(None),
     "full_like": _filled(1),
+    "fill": _filled(1),
     "ones_like": _filled(None, 1.0),
     "max": _largest,
     "min": _largest,

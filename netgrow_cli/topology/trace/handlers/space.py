@@ -60,8 +60,26 @@ def _pad(made: Converter, node: Any) -> bool:
     if not any(amounts):
         made.alias(node, node.args[0])
         return True
+    while amounts[-2:] == [0, 0]:
+        del amounts[-2:]
     made.put(node, "pad", [node.args[0]], attrs={"padding": amounts, "mode": mode, "value": float(value or 0.0)})
     return True
+
+
+_FOLDING = ("kernel_size", "dilation", "padding", "stride")
+_FOLDING_DEFAULTS = {"dilation": 1, "padding": 0, "stride": 1}
+
+
+def _folding(op: str, names: tuple[str, ...]) -> Handler:
+    def handler(made: Converter, node: Any) -> bool:
+        found = {name: one_if_equal(value) for name, value in zip(names, node.args[1:], strict=True)}
+        attrs = {name: value for name, value in found.items() if _FOLDING_DEFAULTS.get(name) != value}
+        if len(shape(node.args[0])) != (4 if op == "unfold" else 3):
+            return False
+        made.put(node, op, [node.args[0]], attrs=attrs)
+        return True
+
+    return handler
 
 
 HANDLERS: dict[str, Handler] = {
@@ -82,6 +100,8 @@ HANDLERS: dict[str, Handler] = {
         ),
         _resample,
     ),
+    "im2col": _folding("unfold", _FOLDING),
+    "col2im": _folding("fold", ("output_size", *_FOLDING)),
     "pad": _pad,
     "constant_pad_nd": _pad,
 }
