@@ -254,7 +254,7 @@ def test_it_says_where_the_model_looks_at_values(saved: Saved) -> None:
         assert name == "test_trace_recorded.py" and code in lines[int(line) - 1]
         assert "the spec holds for inputs that go the same way" in rest
     comments = [line.removeprefix("# ") for line in saved.text.splitlines() if line.startswith("#")]
-    assert comments[1:] == list(saved.warnings)
+    assert comments[1 : 1 + len(saved.warnings)] == list(saved.warnings)
 
 
 # -- as good as an export ----------------------------------------------------------------------------------
