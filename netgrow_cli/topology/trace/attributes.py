@@ -1,8 +1,8 @@
 """Which attribute of a module holds a number of the graph: `attn.num_heads` for the 4 of `view(2, 9, 4, 8)`.
 
-An exported graph has numbers only. The module whose operation it is, and its code, tell where they came from: an
-attribute of the module (or of one around it) that has this value and that the code names. Where several do, the
-place in the call decides, or nothing does.
+An exported graph has numbers only. The module whose operation it is, and its code, tell where they came from: the
+attribute that the code names at that place, or the one attribute of the module that has this value, of several the
+one that its code reads. Where that leaves more than one, none is named.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Attributes:
         """
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value in (0, 1, -1):
             return None
-        stated = _stated_in_call(node, what)
+        stated, words = _stated_in_call(node, what), _words(node)
         for inner, path in enumerate(self._around(node)):
-            found = self._in(self._modules[path], stated, value, innermost=inner == 0)
+            found = self._in(self._modules[path], stated, words, value, innermost=inner == 0)
             if found is not None:
                 return f"{path}.{found}" if path else found
         return None
@@ -55,18 +55,18 @@ class Attributes:
             if plain in self._modules:
                 yield plain
 
-    def _in(self, module: Any, stated: Stated, value: float, *, innermost: bool) -> str | None:
+    def _in(self, module: Any, stated: Stated, words: frozenset[str], value: float, *, innermost: bool) -> str | None:
         kind: Any = type(module)
-        named = _named_in_code(kind)
         found = [
             name
             for name, held in vars(module).items()
-            if type(held) is type(value) and held == value and name in named and not _NO_SIZES.search(name)
+            if type(held) is type(value) and held == value and not _NO_SIZES.search(name) and name[0] != "_"
         ]
         if stated.name in found:
             return stated.name
         # A local variable, or a call that cannot be read: the module's one number of this value.
-        return found[0] if innermost and len(found) == 1 and stated.may_be_other else None
+        read = [name for name in found if name in _named_in_code(kind) | words] or found
+        return read[0] if innermost and len(read) == 1 and stated.may_be_other else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +88,13 @@ def _named_in_code(kind: Any) -> frozenset[str]:
             if name != "__init__" and inspect.isfunction(member):
                 named |= _reads(member)
     return frozenset(named)
+
+
+def _words(node: Any) -> frozenset[str]:
+    """The attributes that the lines name which led to a node: functions are given a module, and read it there."""
+    return frozenset(
+        word for file, line in frames(node) for word in re.findall(r"\.(\w+)", linecache.getline(file, line))
+    )
 
 
 def _reads(function: Any) -> set[str]:
