@@ -11,7 +11,7 @@ from netgrow_cli.errors import CheckpointError, NetgrowError, UsageError
 from netgrow_cli.topology.discover import find_spec, place_of_tensors
 from netgrow_cli.topology.layout import leaves
 from netgrow_cli.topology.ops.attention import summed_size
-from netgrow_cli.topology.solve import Topology, solve
+from netgrow_cli.topology.solve import Site, Topology, solve
 
 if TYPE_CHECKING:
     import torch
@@ -97,23 +97,27 @@ def _topology(checkpoint: Checkpoint, path: Path, stated: Path | None) -> Topolo
     return solve(found.graph(checkpoint), checkpoint.tensors)
 
 
-def attribute_values(topology: Topology) -> dict[str, int | float]:
+def attribute_values(topology: Topology) -> dict[str, Any]:
     """By path (`blocks.0.attn.num_heads`), the numbers that modules keep, as a traced spec names them.
 
     Raises UsageError where one would have to be two.
     """
-    values: dict[str, int | float] = {}
+    values: dict[str, Any] = {}
     for site in topology.sites:
-        place = topology.graph.node(site.node).code.get(site.what)
-        users = [topology.widths[leaf.id] for leaf in leaves(site.span)]
-        if place is None or site.ranged or not any(info.producers or info.consumers for info in users):
-            continue  # (an axis that no tensor has follows no change)
-        if values.setdefault(place, site.span.size) != site.span.size:
+        stated = topology.graph.node(site.node).code.get(site.what)
+        if stated is None or site.ranged or site.what == "normalized_shape" or not _follows(topology, site):
+            continue
+        times, _, place = stated.rpartition(" * ")
+        size = site.span.size // int(times or 1)
+        if values.setdefault(place, size) != size:
             raise UsageError(
                 f"the model's code has one number, {place}, where the checkpoint needs {values[place]} and "
-                f"{site.span.size} ({site.source or site.node}); change both widths alike, or the code"
+                f"{size} ({site.source or site.node}); change both widths alike, or the code"
             )
     for node in topology.graph.nodes:
+        if "normalized_shape" in node.code:
+            shape = topology.value(node.inputs[0]).shape
+            values[node.code["normalized_shape"]] = shape[len(shape) - node.attrs.get("dims", 1) :]
         if "eps" in node.code:
             values[node.code["eps"]] = node.attrs["eps"]
         for what, place in node.code.items():
@@ -123,7 +127,16 @@ def attribute_values(topology: Topology) -> dict[str, int | float]:
     return values
 
 
-def _set(model: torch.nn.Module, place: str, value: int | float) -> None:
+def _follows(topology: Topology, site: Site) -> bool:
+    """Whether a number follows a change: not that of an axis that no tensor has, the batch or positions.
+
+    (An axis of one unit is a literal size by now.)
+    """
+    users = [topology.widths[leaf.id] for leaf in leaves(site.span)]
+    return any(info.producers or info.consumers for info in users) or (not users and site.span.size == 1)
+
+
+def _set(model: torch.nn.Module, place: str, value: Any) -> None:
     """Set an attribute that the model has; a spec may come from another version of its code.
 
     A buffer of one number repeated, which is in no checkpoint, is repeated that often.
@@ -135,7 +148,7 @@ def _set(model: torch.nn.Module, place: str, value: int | float) -> None:
         return
     if name in module._buffers and held.dim() == 1:
         module._buffers[name] = held[:1].repeat(int(value))
-    elif isinstance(held, (int, float)):
+    elif isinstance(held, (int, float, tuple)):
         setattr(module, name, value)
 
 

@@ -322,7 +322,7 @@ class _Solver:
         for site in self.sites:
             attribute = code.get(site.node, {}).get(site.what)
             span = self.layouts.resolve(site.span)
-            if attribute is None or site.ranged or span in held[attribute]:
+            if attribute is None or " * " in attribute or site.ranged or span in held[attribute]:
                 continue
             if any(leaf.id in made for leaf in leaves(span)):
                 held[attribute].append(span)

@@ -1,8 +1,8 @@
 """Which attribute of a module holds a number of the graph: `attn.num_heads` for the 4 of `view(2, 9, 4, 8)`.
 
 An exported graph has numbers only. The module whose operation it is, and its code, tell where they came from: the
-attribute that the code names at that place, or the one attribute of the module that has this value, of several the
-one that its code reads. Where that leaves more than one, none is named.
+attribute that the code names at that place; where the call cannot be read, the one that its line names, or the only
+attribute of the module that has this value. Where that leaves more than one, none is named.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
-import inspect
+import itertools
 import linecache
 import re
-import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,9 @@ from typing import Any
 from netgrow_cli.topology.trace.reading import frames
 
 # Numbers of a module that are no sizes, whatever their value.
-_NO_SIZES = re.compile(r"idx|index|layer_id|depth|stage|kernel|stride|padding|dilation|dropout|iteration|version|rank$")
+_NO_SIZES = re.compile(
+    r"idx|index|layer_id|kdim|vdim|depth|stage|kernel|stride|padding|dilation|dropout|iteration|version|rank$"
+)
 # What the functions that do a module's work call what it keeps under another name.
 _INNER_NAMES = {"embed_dim_to_check": "embed_dim", "E": "embed_dim"}
 _LONGEST_FUNCTION = 400
@@ -33,18 +34,23 @@ class Attributes:
     def __init__(self, modules: Mapping[str, Any]) -> None:
         self._modules = modules
 
-    def of(self, node: Any, what: str, value: Any) -> str | None:
+    def of(self, node: Any, what: str, value: Any, count: int = 1) -> str | None:
         """The path of the attribute that holds a number of a node, None where it cannot be told.
 
-        what: the setting, as a spec names it: `shape[2]`. value: the number.
+        what: the setting, as a spec names it: `shape[2]`. value: the number, or a tuple of several. count: how many
+        entries the setting has. `3 * attn.head_dim` where the code multiplies it by a number.
         """
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value in (0, 1, -1):
+        if isinstance(value, bool) or not isinstance(value, (int, float, tuple)) or value in (0, 1, -1):
             return None
-        stated, words = _stated_in_call(node, what), _words(node)
+        stated, words = _stated_in_call(node, what, count), _words(node)
+        if stated.times != 1 and (not isinstance(value, int) or value % stated.times):
+            return None
+        wanted = value // stated.times if isinstance(value, int) else value
         for inner, path in enumerate(self._around(node)):
-            found = self._in(self._modules[path], stated, words, value, innermost=inner == 0)
+            found = _held(self._modules[path], what, stated, words, wanted, innermost=inner == 0)
             if found is not None:
-                return f"{path}.{found}" if path else found
+                place = f"{path}.{found}" if path else found
+                return place if stated.times == 1 else f"{stated.times} * {place}"
         return None
 
     def _around(self, node: Any) -> Iterator[str]:
@@ -55,39 +61,35 @@ class Attributes:
             if plain in self._modules:
                 yield plain
 
-    def _in(self, module: Any, stated: Stated, words: frozenset[str], value: float, *, innermost: bool) -> str | None:
-        kind: Any = type(module)
-        found = [
-            name
-            for name, held in vars(module).items()
-            if type(held) is type(value) and held == value and not _NO_SIZES.search(name) and name[0] != "_"
-        ]
-        if stated.name in found:
-            return stated.name
-        # A local variable, or a call that cannot be read: the module's one number of this value.
-        read = [name for name in found if name in _named_in_code(kind) | words] or found
-        return read[0] if innermost and len(read) == 1 and stated.may_be_other else None
+
+def _held(module: Any, what: str, stated: Stated, words: frozenset[str], value: Any, *, innermost: bool) -> str | None:
+    """The attribute of a module that has a value and is meant."""
+    found = [
+        name
+        for name, held in vars(module).items()
+        if type(held) is type(value) and held == value and not _NO_SIZES.search(name) and name[0] != "_"
+    ]
+    if stated.name in found:
+        return stated.name
+    if not innermost or not stated.may_be_other:
+        return None
+    # A local variable, or a call that cannot be read: the one that the line names, or the only one there is.
+    # (How often something is repeated, `sizes[2]`, is no count of heads: keys are repeated for groups of them.)
+    named = [name for name in found if name in words] or found
+    named = [name for name in named if not (what.startswith("sizes[") and name.endswith("heads"))]
+    return named[0] if len(named) == 1 else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Stated:
-    """What the model's code says at the place of a setting: a name, and whether it may stand for another one."""
+    """What the model's code says at the place of a setting: a name, and whether it may stand for another one.
+
+    times: what the name is multiplied by.
+    """
 
     name: str | None
     may_be_other: bool
-
-
-@functools.cache
-def _named_in_code(kind: Any) -> frozenset[str]:
-    """The attributes of `self` that a module's class reads outside its constructor."""
-    named: set[str] = set()
-    for base in kind.__mro__:
-        if base.__module__ == "torch.nn.modules.module" or base is object:
-            break
-        for name, member in vars(base).items():
-            if name != "__init__" and inspect.isfunction(member):
-                named |= _reads(member)
-    return frozenset(named)
+    times: int = 1
 
 
 def _words(node: Any) -> frozenset[str]:
@@ -97,38 +99,60 @@ def _words(node: Any) -> frozenset[str]:
     )
 
 
-def _reads(function: Any) -> set[str]:
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, TypeError, SyntaxError):
-        return set()
-    return {
-        part.attr
-        for part in ast.walk(tree)
-        if isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name) and part.value.id == "self"
-    }
-
-
-def _stated_in_call(node: Any, what: str) -> Stated:
+def _stated_in_call(node: Any, what: str, count: int) -> Stated:
     """What the model's code says at the place of a setting: `num_heads` for `x.view(b, t, num_heads, d)`."""
-    place = re.fullmatch(r"\w+\[(\d+)\]", what)
+    place = re.fullmatch(r"sizes|\w+\[(\d+)\]", what)
     for file, line in reversed(frames(node)):
         call = _call_at(file, line)
         if call is None:
             continue
-        arguments = list(call.args)
-        while arguments and isinstance(arguments[0], (ast.Tuple, ast.List)):
-            arguments = list(arguments[0].elts)
-        position = int(place[1]) if place else 0
-        if place is None or position >= len(arguments) or any(isinstance(part, ast.Starred) for part in arguments):
+        arguments = _entries(list(call.args), file, line)
+        position = int(place[1] or 0) if place else 0
+        if any(isinstance(part, ast.Starred) for part in arguments):  # `(*shape, -1, head_dim)`: counted from the end
+            arguments = list(itertools.takewhile(lambda part: not isinstance(part, ast.Starred), reversed(arguments)))
+            position = count - 1 - position
+        if place is None or position >= len(arguments):
             break
-        stated = arguments[position]
-        if isinstance(stated, ast.Attribute):
-            return Stated(stated.attr, False)
-        if isinstance(stated, ast.Name):
-            return Stated(_INNER_NAMES.get(stated.id, stated.id), not _from_shape(file, line, stated.id))
-        return Stated(None, False)  # computed: `x.size(-1)`, `dim // heads`
+        return _stated(arguments[position], file, line)
     return Stated(None, True)
+
+
+def _entries(arguments: list[ast.expr], file: str, line: int) -> list[ast.expr]:
+    """The entries of a shape: the call's arguments, those of a tuple, or of a variable that was made one."""
+    while arguments and isinstance(arguments[0], (ast.Tuple, ast.List)):
+        arguments = list(arguments[0].elts)
+    if len(arguments) == 1 and isinstance(arguments[0], ast.Name):
+        made = _assigned(file, line, arguments[0].id)
+        return list(made.elts) if isinstance(made, (ast.Tuple, ast.List)) else arguments
+    return arguments
+
+
+def _stated(expression: ast.expr, file: str, line: int) -> Stated:
+    if isinstance(expression, ast.Attribute):
+        return Stated(expression.attr, False)
+    if isinstance(expression, ast.Name):
+        return Stated(_INNER_NAMES.get(expression.id, expression.id), not _from_shape(file, line, expression.id))
+    if isinstance(expression, ast.BinOp) and isinstance(expression.op, ast.Mult):
+        for one, other in ((expression.left, expression.right), (expression.right, expression.left)):
+            if isinstance(one, ast.Constant) and isinstance(one.value, int) and one.value > 1:
+                return dataclasses.replace(_stated(other, file, line), times=one.value)
+    return Stated(None, False)  # computed: `x.size(-1)`, `dim // heads`
+
+
+@functools.lru_cache(maxsize=4096)
+def _assigned(file: str, line: int, name: str) -> ast.expr | None:
+    """What a local variable was last made on one line before that line, in the same function."""
+    for number in range(line - 1, max(0, line - _LONGEST_FUNCTION), -1):
+        text = linecache.getline(file, number).strip()
+        if re.match(rf"{re.escape(name)}\s*=[^=]", text):
+            try:
+                made = ast.parse(text).body[0]
+            except SyntaxError:
+                return None
+            return made.value if isinstance(made, ast.Assign) else None
+        if text.startswith("def "):
+            break
+    return None
 
 
 @functools.lru_cache(maxsize=4096)

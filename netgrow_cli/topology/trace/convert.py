@@ -254,12 +254,19 @@ class Converter:
         for setting in _COUNTED.get(op, ()):
             value = attrs.get(setting)
             many = isinstance(value, (list, tuple))
-            for place, number in enumerate(value if isinstance(value, (list, tuple)) else [value]):
+            numbers = value if isinstance(value, (list, tuple)) else [value]
+            for place, number in enumerate(numbers):
                 what = f"{setting}[{place}]" if many else setting
-                attribute = self._attributes.of(node, what, number)
+                attribute = self._attributes.of(node, what, number, len(numbers))
                 if attribute is not None:
                     found[what] = attribute
         return found
+
+    def normalizes(self, node: Any, shape: Sequence[int]) -> None:
+        """Say which attribute holds the shape that a norm without a gain is taken over."""
+        attribute = self._attributes.of(node, "normalized_shape", tuple(shape))
+        if attribute is not None:
+            self._said[node] = {"normalized_shape": attribute}
 
     def follows_size(self, node: Any, number: float, power: float) -> None:
         """Say that a number of the code of a node is that power of the size that it sums over."""

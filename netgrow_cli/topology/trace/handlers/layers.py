@@ -137,6 +137,8 @@ def _layer_norm(op: str) -> Handler:
 
             eps = torch.finfo(source.meta["val"].dtype).eps
         attrs = {"eps": eps, **({"dims": len(shape)} if weight is None and len(shape) > 1 else {})}
+        if weight is None:
+            made.normalizes(node, shape)
         made.put(node, op, [source], {"weight": weight, "bias": bias}, attrs)
         return True
 
