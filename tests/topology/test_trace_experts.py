@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import netgrow_cli
-from netgrow_cli.errors import Refused
+from netgrow_cli.errors import NotEquivalent, Refused
 from netgrow_cli.jobs.job import Options, opened
 from netgrow_cli.proof.permutation import certify
 from netgrow_cli.topology.trace.inputs import parse_input
@@ -154,6 +154,23 @@ def test_mixtures_of_experts(kind: type[Experts], gated: bool, tmp_path: Path) -
     with opened(tmp_path / "model.pt", Options(spec=tmp_path / "model.yaml")) as job:
         why = [str(info.frozen) for info in job.topology.widths.values() if info.size == 3]
     assert why and all("works along it" in reason for reason in why)
+
+
+def test_a_constant_unit_of_experts_is_not_folded(tmp_path: Path) -> None:
+    """What it gives depends on the expert, which no bias behind it can say; a unit that is zero may go."""
+    model = started(Gathered)
+    spec, checkpoint = tmp_path / "model.yaml", tmp_path / "model.pt"
+    spec.write_text(trace_model(model, [parse_input(text) for text in TOKENS]).text, encoding="utf-8")
+    with torch.no_grad():
+        model.up[:, 2:4] = 0.0
+        model.up_bias[:, 2], model.up_bias[:, 3] = 3.0, 0.0
+    torch.save(model.double().state_dict(), checkpoint)
+    with opened(checkpoint, Options(spec=spec)) as job:
+        inner = next(info.name for info in job.topology.widths.values() if info.size == 7)
+    with pytest.raises(NotEquivalent):
+        netgrow_cli.prune(checkpoint, width=inner, units=[2], spec=spec, output=tmp_path / "o.pt", probes=PROBES)
+    report = netgrow_cli.prune(checkpoint, width=inner, units=[3], spec=spec, output=tmp_path / "o.pt", probes=PROBES)
+    assert report.equivalence is not None and report.equivalence.equal
 
 
 def test_grouped_products_of_experts(tmp_path: Path) -> None:
