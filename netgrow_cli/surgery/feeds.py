@@ -34,6 +34,7 @@ Flags = NDArray[np.bool_]
 _PRODUCTS = ("mul", "matmul", "einsum")
 _SUMS = ("add", "sub", "cat", "stack")
 _LINEAR_TOO = ("scale", "neg")
+_BY_INDEX = ("lookup", "pick")  # the second operand holds whole numbers, which nothing depends on smoothly
 _NORMS = ("rms_norm", "layer_norm")
 
 
@@ -171,7 +172,7 @@ class Feeds:
     def through(self, node: Node, operands: Sequence[int], outputs: Mapping[int, Any]) -> dict[int, Any]:
         """By operand, the elements that the marked ones of the outputs depend on; all where that is not known."""
         values = [self.topology.value(ref) for ref in node.inputs]
-        known = _is_linear(node, operands) or node.op in _SUMS
+        known = (_is_linear(node, operands) or node.op in _SUMS) and node.op not in _BY_INDEX
         if known and not any(value.integer for value in values) and (not node.params or node.op == "scale"):
             return _dependence(self.topology, node, values, operands, outputs)
         return {n: _all(values[n]) for n in operands}

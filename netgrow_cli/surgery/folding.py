@@ -48,6 +48,9 @@ def fold_constants(network: Network, activity: Activity, changes: Sequence[Width
                     constants.index_copy_(spot[2], places, first.index_select(spot[2], places))
         if not bool(constants.any()):
             continue
+        if len(node.inputs) > 1:
+            inexact.append(f"{name} chooses its weights for each token, so that a constant it loses is none behind it")
+            continue
         answer = _answer(network, activity, node, constants)
         unit = topology.values[name][0].unit_axis
         vector = answer.amax([axis for axis in range(answer.dim()) if axis != unit])

@@ -25,6 +25,7 @@ from netgrow_cli.topology.spec import parse_spec
 from netgrow_cli.topology.trace.inputs import Given, parse_input
 from netgrow_cli.topology.trace.source import Traced, trace_model
 
+from .test_trace import call
 from .toys import TOYS, Toy, started
 
 torch.set_num_threads(1)
@@ -320,6 +321,24 @@ def test_records_of_language_models(kind: str, monkeypatch: pytest.MonkeyPatch) 
     exported = trace_model(model, given, options=options)
     recorded = refused_by_export(monkeypatch, model, given, options=options)
     assert partition(recorded.text, model) == partition(exported.text, model)
+
+
+def test_the_command_says_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "looking.py").write_text(
+        "from torch import nn\n\nclass Net(nn.Linear):\n    def forward(self, x):\n"
+        "        y = super().forward(x)\n        return y if y.sum() > -1e9 else -y\n\n"
+        "def make():\n    return Net(4, 3)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert call("looking:make", "--input", "float32[2,4]", "-o", "net.yaml") == 0
+    printed = capsys.readouterr()
+    assert printed.out == "net.yaml\n"
+    refusal, look = printed.err.splitlines()
+    assert refusal.startswith("torch.export cannot trace it (looking.py:6): ") and refusal.endswith("recorded instead")
+    assert look.startswith("looking.py:6: the model looks at values here")
+    assert f"# {look}\n" in (tmp_path / "net.yaml").read_text(encoding="utf-8")
 
 
 # -- what a run must leave alone, and what it cannot do ------------------------------------------------------

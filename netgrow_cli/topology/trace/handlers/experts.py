@@ -174,6 +174,8 @@ def _linear(made: Converter, node: Any) -> bool:
     bias = argument(node, 2, "bias")
     if made.tensor(weight) is not None:
         return layers.HANDLERS["linear"](made, node)
+    if bias is not None and _same_rows(made, node, source, weight, bias):
+        return True
     found = _applied(made, node, made.ref(source), weight, len(shape(source)))
     if found is None:
         if len(shape(weight)) != 2:
@@ -227,17 +229,41 @@ def _matrix(value: Any) -> bool:
 
 def _rows(made: Converter, node: Any, source: str, weight: Any, rank: int) -> str | None:
     """Some rows of a weight are some of what all of it gives."""
-    if operation(weight.target) != "getitem":
+    found = _range(weight)
+    inner = _applied(made, node, source, found[0], rank) if found is not None and _matrix(found[0]) else None
+    if found is None or inner is None:
         return None
-    cut, place = weight.args
-    if operation(cut.target) not in ("chunk", "split", "split_with_sizes") or argument(cut, 2, "dim", 0) != 0:
-        return None
-    inner = _applied(made, node, source, cut.args[0], rank) if _matrix(cut.args[0]) else None
-    if inner is None:
-        return None
-    sizes = [shape_of(part)[0] for part in as_list(cut.meta["val"])]
-    attrs = {"axis": -1, "start": sum(sizes[:place]), "stop": sum(sizes[: place + 1])}
+    attrs = {"axis": -1, "start": found[1], "stop": found[2]}
     return made.extra(node, "rows", "slice", [inner], attrs)
+
+
+def _same_rows(made: Converter, node: Any, source: Any, weight: Any, bias: Any) -> bool:
+    """The same rows of a weight and of its bias, as torch's own attention takes them."""
+    if any(getattr(value, "op", None) != "call_function" for value in (weight, bias)):
+        return False
+    rows, shared = _range(weight), _range(bias)
+    if rows is None or shared is None or rows[1:] != shared[1:] or shape(rows[0])[:1] != shape(shared[0]):
+        return False
+    if made.tensor(rows[0]) is None or made.tensor(shared[0]) is None:
+        return False
+    whole = made.extra(node, "all", "linear", [made.ref(source)], {}, {"weight": rows[0], "bias": shared[0]})
+    made.put_refs(node, "slice", [whole], {"axis": -1, "start": rows[1], "stop": rows[2]})
+    return True
+
+
+def _range(weight: Any) -> tuple[Any, int, int] | None:
+    """What a value is a range of the first axis of, and the range."""
+    name, first = operation(weight.target), weight.args[0]
+    if name == "slice" and argument(weight, 1, "dim", 0) == 0 and argument(weight, 4, "step", 1) == 1:
+        start = argument(weight, 2, "start") or 0
+        start = max(start + shape(first)[0], 0) if start < 0 else start
+        return first, start, start + shape(weight)[0]
+    if name != "getitem" or operation(first.target) not in ("chunk", "split", "split_with_sizes"):
+        return None
+    if argument(first, 2, "dim", 0) != 0:
+        return None
+    sizes, place = [shape_of(part)[0] for part in as_list(first.meta["val"])], weight.args[1]
+    return first.args[0], sum(sizes[:place]), sum(sizes[: place + 1])
 
 
 def _addmm(made: Converter, node: Any) -> bool:
@@ -245,7 +271,7 @@ def _addmm(made: Converter, node: Any) -> bool:
     bias, source, weight = node.args[:3]
     found = weight_of(made, weight)
     if len(node.args) > 3 or node.kwargs:
-        return False
+        return operation(node.target) == "baddbmm" and arithmetic.HANDLERS["baddbmm"](made, node)
     if found is not None and found.index is None and made.tensor(bias) is not None and len(shape(bias)) == 1:
         op = "linear_io" if found.order == (0, 1) else "linear"
         if len(found.order) == 2:
