@@ -153,7 +153,7 @@ def _reshape(made: Converter, node: Any) -> bool:
 def _open_size(node: Any, kept: int, after: list[int]) -> int | None:
     """The size that the code leaves open; None where it states all, which then have to follow the widths."""
     name = operation(node.target)
-    if kept == len(after):
+    if kept == len(after) or name in ("reshape_as", "view_as"):
         return None
     if name in ("flatten", "squeeze"):
         return max(range(kept, len(after)), key=lambda axis: after[axis])
@@ -199,6 +199,14 @@ def _roll(made: Converter, node: Any) -> bool:
     return True
 
 
+def _lookup(made: Converter, node: Any) -> bool:
+    table, indices = node.args[:2]
+    if len(indices) != 1 or indices[0] is None or "bool" in str(indices[0].meta["val"].dtype):
+        return False
+    made.put(node, "lookup", [table, indices[0]])
+    return True
+
+
 HANDLERS: dict[str, Handler] = {
     "flatten": _reshape,
     "unflatten": _reshape,
@@ -227,4 +235,5 @@ HANDLERS: dict[str, Handler] = {
     "expand": _expand,
     "roll": _roll,
     "broadcast_to": _expand,
+    "index": _lookup,
 }

@@ -245,7 +245,7 @@ def _addmm(made: Converter, node: Any) -> bool:
     bias, source, weight = node.args[:3]
     found = weight_of(made, weight)
     if len(node.args) > 3 or node.kwargs:
-        return False
+        return operation(node.target) == "baddbmm" and arithmetic.HANDLERS["baddbmm"](made, node)
     if found is not None and found.index is None and made.tensor(bias) is not None and len(shape(bias)) == 1:
         op = "linear_io" if found.order == (0, 1) else "linear"
         if len(found.order) == 2:

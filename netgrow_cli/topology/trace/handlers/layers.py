@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from netgrow_cli.topology.trace.convert import Converter, Handler
-from netgrow_cli.topology.trace.reading import argument, one_if_equal, operation, shape, shape_of
+from netgrow_cli.topology.trace.reading import argument, one_if_equal, operation, shape
 
 
 def _linear(made: Converter, node: Any) -> bool:
@@ -22,42 +22,12 @@ def _linear_with_sum(made: Converter, node: Any) -> bool:
     source, weight = node.args[:2]
     bias = argument(node, 2, "bias")
     if made.tensor(weight) is None:
-        return _linear_by_rows(made, node)
+        return False
     if bias is None or made.tensor(bias) is not None:
         return _linear(made, node)
     product = made.extra(node, "product", "linear", [made.ref(source)], {}, {"weight": weight})
     made.put_refs(node, "add", [product, made.ref(bias)], {})
     return True
-
-
-def _linear_by_rows(made: Converter, node: Any) -> bool:
-    """Some rows of a weight make a range of the units that all of its rows make (torch's own attention)."""
-    rows, bias = _rows(made, node.args[1]), argument(node, 2, "bias")
-    shared = _rows(made, bias) if bias is not None else None
-    if rows is None or (bias is not None and (shared is None or shared[1:] != rows[1:])):
-        return False
-    params = {"weight": rows[0], **({"bias": shared[0]} if shared is not None else {})}
-    whole, start, stop = made.extra(node, "all", "linear", [made.ref(node.args[0])], {}, params), *rows[1:]
-    made.put_refs(node, "slice", [whole], {"axis": -1, "start": start, "stop": stop})
-    return True
-
-
-def _rows(made: Converter, node: Any) -> tuple[Any, int, int] | None:
-    """The parameter that a value is a range of rows of, and the range."""
-    if not hasattr(node, "op") or node.op != "call_function":
-        return None
-    source, part = (node.args[0], node.args[1]) if operation(node.target) == "getitem" else (node, None)
-    if not hasattr(source, "op") or not source.args or made.tensor(source.args[0]) is None:
-        return None
-    name, whole = operation(source.target), source.args[0]
-    if name in ("split", "split_with_sizes", "chunk") and part is not None and argument(source, 2, "dim", 0) == 0:
-        sizes = [shape_of(value)[0] for value in source.meta["val"]]
-        return whole, sum(sizes[:part]), sum(sizes[: part + 1])
-    if name == "slice" and argument(source, 1, "dim", 0) == 0 and argument(source, 4, "step", 1) == 1:
-        start = argument(source, 2, "start") or 0
-        start = start + shape(whole)[0] if start < 0 else start
-        return whole, start, start + shape(source)[0]
-    return None
 
 
 def _addmm(made: Converter, node: Any) -> bool:
