@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +52,9 @@ def fit(
             _set(model, place, value)
         for module in model.modules():
             _multihead(module)
-        state = {name: checkpoint.read(name) for name in checkpoint.tensors}
+        state: Any = collections.OrderedDict((name, checkpoint.read(name)) for name in checkpoint.tensors)
+        # (Modules with versions of their own ask for the one that they were saved by.)
+        state._metadata = getattr(model.state_dict(), "_metadata", {})
         model.load_state_dict(state, strict=True)
     return model
 
