@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from netgrow_cli.topology.trace.reading import frames
+from netgrow_cli.topology.trace.reading import frames, operation
 
 # Numbers of a module that are no sizes, whatever their value.
 _NO_SIZES = re.compile(
@@ -103,7 +103,7 @@ def _stated_in_call(node: Any, what: str, count: int) -> Stated:
     """What the model's code says at the place of a setting: `num_heads` for `x.view(b, t, num_heads, d)`."""
     place = re.fullmatch(r"sizes|\w+\[(\d+)\]", what)
     for file, line in reversed(frames(node)):
-        call = _call_at(file, line)
+        call = _call_at(file, line, _family(node))
         if call is None:
             continue
         arguments = _entries(list(call.args), file, line)
@@ -169,19 +169,25 @@ def _from_shape(file: str, line: int, name: str) -> bool:
 
 
 @functools.lru_cache(maxsize=4096)
-def _call_at(file: str, line: int) -> ast.Call | None:
-    """The reshape, split or the like that a line makes; None where there are several, or none."""
+def _call_at(file: str, line: int, names: tuple[str, ...]) -> ast.Call | None:
+    """The call of one of these names that a line makes; None where there are several, or none."""
     text = linecache.getline(file, line) if Path(file).suffix == ".py" else ""
     for candidate in (text.strip(), text.strip().rstrip(":"), f"{text.strip()})"):
         try:
             tree = ast.parse(candidate)
         except SyntaxError:
             continue
-        calls = [part for part in ast.walk(tree) if isinstance(part, ast.Call) and _cuts(part)]
+        calls = [part for part in ast.walk(tree) if isinstance(part, ast.Call) and _name(part) in names]
         return calls[0] if len(calls) == 1 else None
     return None
 
 
-def _cuts(call: ast.Call) -> bool:
-    name = getattr(call.func, "attr", getattr(call.func, "id", ""))
-    return name in ("view", "reshape", "unflatten", "split", "chunk", "expand", "split_with_sizes", "narrow")
+def _name(call: ast.Call) -> str:
+    return str(getattr(call.func, "attr", getattr(call.func, "id", "")))
+
+
+def _family(node: Any) -> tuple[str, ...]:
+    """What code calls an operation of the graph."""
+    name = operation(node.target)
+    families = (("view", "reshape", "unflatten"), ("split", "split_with_sizes", "chunk"))
+    return next((family for family in families if name in family), (name,))
