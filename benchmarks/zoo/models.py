@@ -276,7 +276,11 @@ def _transformers() -> Iterator[Entry]:
 
 def _configured(library: Any, architecture: str, settings: dict[str, Any]) -> torch.nn.Module:
     kind: Any = getattr(library, architecture)
-    return kind(kind.config_class(**settings))
+    model = kind(kind.config_class(**settings))
+    if hasattr(model.config, "_experts_implementation"):
+        model.config._experts_implementation = "eager"  # (products of all experts at once take no float64)
+    built: torch.nn.Module = model
+    return built
 
 
 def _takes(library: Any, architecture: str, argument: str) -> bool:

@@ -141,8 +141,17 @@ def test_heads_and_their_size_go_back_into_the_module(kind: Any, tmp_path: Path)
     assert model.head_dim == SIZE + 2 and model.scale == pytest.approx((SIZE + 2) ** -0.5)
 
 
-def test_a_multiple_of_an_attribute(tmp_path: Path) -> None:
-    case = saved(Together, tmp_path)
+class Appended(Together):
+    def forward(self, x):
+        x = self.into(x)
+        shape = x.size()[:-1] + (-1, 3 * self.head_dim)
+        q, k, v = self.qkv(x).view(shape).transpose(1, 2).chunk(3, dim=-1)
+        return self.out(x + self.back(self.mixed(q, k, v).transpose(1, 2).flatten(2)))
+
+
+@pytest.mark.parametrize("kind", [Together, Appended])
+def test_a_multiple_of_an_attribute(kind: Any, tmp_path: Path) -> None:
+    case = saved(kind, tmp_path)
     assert case.code == {"3 * head_dim", "scale"}
     _, output = case.change("expand", case.name("back.weight", 1, 1), add=1)
     assert case.same(output).head_dim == SIZE + 1

@@ -123,6 +123,8 @@ def _entries(arguments: list[ast.expr], file: str, line: int) -> list[ast.expr]:
         arguments = list(arguments[0].elts)
     if len(arguments) == 1 and isinstance(arguments[0], ast.Name):
         made = _assigned(file, line, arguments[0].id)
+        if isinstance(made, ast.BinOp) and isinstance(made.op, ast.Add) and isinstance(made.right, ast.Tuple):
+            return [ast.Starred(made.left), *made.right.elts]  # `x.shape[:-1] + (heads, size)`
         return list(made.elts) if isinstance(made, (ast.Tuple, ast.List)) else arguments
     return arguments
 
