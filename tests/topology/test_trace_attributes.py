@@ -144,7 +144,7 @@ def test_heads_and_their_size_go_back_into_the_module(kind: Any, tmp_path: Path)
 class Appended(Together):
     def forward(self, x):
         x = self.into(x)
-        shape = x.size()[:-1] + (-1, 3 * self.head_dim)
+        shape = x.size()[:-1] + (-1, 3 * self.head_dim)  # noqa: RUF005 (as models write it)
         q, k, v = self.qkv(x).view(shape).transpose(1, 2).chunk(3, dim=-1)
         return self.out(x + self.back(self.mixed(q, k, v).transpose(1, 2).flatten(2)))
 
