@@ -239,7 +239,11 @@ _CONFIGURED: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "vit": ("ViTForImageClassification", _VISION, _PIXELS),
     "beit": ("BeitForImageClassification", _VISION, _PIXELS),
     "dinov2": ("Dinov2ForImageClassification", {**_VISION, "use_mask_token": False}, _PIXELS),
-    "siglip_vision": ("SiglipForImageClassification", {"vision_config": _VISION}, _PIXELS),
+    "siglip_vision": (
+        "SiglipForImageClassification",
+        {"vision_config": {**_VISION, "vision_use_head": False}},
+        _PIXELS,
+    ),
     "clip_vision": ("CLIPForImageClassification", {"vision_config": _VISION}, _PIXELS),
     "swin": (
         "SwinForImageClassification",

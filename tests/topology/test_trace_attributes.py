@@ -211,6 +211,26 @@ def test_a_width_whose_partner_cannot_follow_changes_alone_and_is_said(tmp_path:
         netgrow_cli.fit(started(Torn).double(), output)
 
 
+class Idle(nn.Module):
+    """A norm that runs, and that nothing reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.idle, self.b = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.a(x)
+        self.idle(x)
+        return self.b(x)
+
+
+def test_a_layer_that_runs_for_nothing_follows(tmp_path: Path) -> None:
+    case = saved(Idle, tmp_path, "float32[3,6]")
+    assert case.traced.unused == ()
+    _, output = case.change("expand", "a", add=3)
+    assert case.same(output).idle.in_features == 11
+
+
 class Kept(nn.Module):
     """What modules keep beside parameters: a norm's shape, a buffer of zeros, a version."""
 

@@ -253,11 +253,11 @@ def _without_weights(model: Any) -> None:
 
 
 def _used(layers: Sequence[Layer], outputs: Sequence[str]) -> list[Layer]:
-    """Only what the outputs depend on."""
+    """What the outputs depend on, and layers that run for nothing: their tensors have to fit what they read."""
     wanted = {ref.partition("[")[0] for ref in outputs}
     kept = []
     for layer in reversed(layers):
-        if layer.name in wanted:
+        if layer.name in wanted or (layer.params and layer.op != "parameter"):
             kept.append(layer)
             wanted.update(ref.partition("[")[0] for ref in layer.inputs)
     return kept[::-1]
