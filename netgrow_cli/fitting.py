@@ -108,7 +108,13 @@ def attribute_values(topology: Topology) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for site in topology.sites:
         stated = topology.graph.node(site.node).code.get(site.what)
-        if stated is None or site.ranged or site.what == "normalized_shape" or not _follows(topology, site):
+        if (
+            stated is None
+            or stated.startswith("= ")
+            or site.ranged
+            or site.what == "normalized_shape"
+            or not _follows(topology, site)
+        ):
             continue
         times, _, place = stated.rpartition(" * ")
         size = site.span.size // int(times or 1)

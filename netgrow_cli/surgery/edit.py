@@ -122,8 +122,11 @@ def means(old: torch.Tensor, edit: TensorEdit, axis: AxisEdit, averaging: Averag
     for other in edit.axes:
         if other.axis != axis.axis:
             gathered = gathered.index_select(other.axis, _index(np.maximum(other.index, 0)))
-    rows = [gathered.index_select(axis.axis, _index(sources)) for sources in averaging.sources]
-    return torch.stack(rows).mean(0).to(old.dtype)
+    # All fresh units are the mean of the same old ones, so that few means are to be taken, one row after the other.
+    different, which = np.unique(averaging.sources, axis=1, return_inverse=True)
+    total = sum(gathered.index_select(axis.axis, _index(sources)) for sources in different)
+    mean = torch.as_tensor(total) / len(different)
+    return mean.index_select(axis.axis, _index(which.reshape(-1))).to(old.dtype)
 
 
 def _start_readers(new: torch.Tensor, axis: AxisEdit, draw: _Draw) -> None:

@@ -242,8 +242,8 @@ def _following_numbers(
             continue
         if site.mark is not None:
             spec.append(SpecChange(site.node, site.what, str(after)))
-        if site.in_code:
-            held = topology.graph.node(site.node).code.get(site.what)
+        held = topology.graph.node(site.node).code.get(site.what)
+        if site.in_code and not (held or "").startswith("= "):  # (which follows by itself)
             code.append(CodeChange(_shown(topology, site.node), site.what, before, after, site.source, held))
     for node, (old, new) in eps.items():
         spec.append(SpecChange(node, "eps", _yaml_float(new)))

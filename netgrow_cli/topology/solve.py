@@ -10,6 +10,7 @@ import dataclasses
 import fnmatch
 import functools
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -35,6 +36,10 @@ PROBE_BATCH = 3
 
 FREE_SIZE = 5
 """The size of a named input axis other than the batch (`time`) where nothing says otherwise."""
+
+
+_SHAPE_SOURCE = re.compile(r"= (?P<name>.+?)(?:\[(?P<output>\d+)\])?\.shape\[-1\]")
+"""What a trace says of a number that the code takes from the shape of a value."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,8 +332,18 @@ class _Solver:
             if any(leaf.id in made for leaf in leaves(span)):
                 held[attribute].append(span)
         for attribute, pieces in held.items():
+            source = self._shape_source(attribute)
+            pieces = list(dict.fromkeys(pieces if source is None else [source, *pieces]))
             if len(pieces) > 1:
-                self.ties.append(Tie(tuple(pieces), f"{attribute} is one number", strict=False))
+                self.ties.append(Tie(tuple(pieces), f"{attribute.removeprefix('= ')} is one number", strict=False))
+
+    def _shape_source(self, attribute: str) -> Layout | None:
+        """The axis that code takes a number from, where it is given as `= norm.shape[-1]`."""
+        match = _SHAPE_SOURCE.fullmatch(attribute)
+        values = self._values.get(match["name"]) if match else None
+        if match is None or values is None or int(match["output"] or 0) >= len(values):
+            return None
+        return self.layouts.resolve(values[int(match["output"] or 0)].axes[-1])
 
     def _free(self, layout: Layout) -> bool:
         """Whether some width of a layout may change."""

@@ -34,6 +34,11 @@ class Attributes:
     def __init__(self, modules: Mapping[str, Any]) -> None:
         self._modules = modules
 
+    def may_be_computed(self, node: Any, what: str, count: int) -> bool:
+        """Whether the code may take a number from the shape of a tensor: it does, or the call cannot be read."""
+        stated = _stated_in_call(node, what, count)
+        return stated.from_shape or stated.name is None
+
     def of(self, node: Any, what: str, value: Any, count: int = 1) -> str | None:
         """The path of the attribute that holds a number of a node, None where it cannot be told.
 
@@ -84,12 +89,13 @@ def _held(module: Any, what: str, stated: Stated, words: frozenset[str], value: 
 class Stated:
     """What the model's code says at the place of a setting: a name, and whether it may stand for another one.
 
-    times: what the name is multiplied by.
+    times: what the name is multiplied by. from_shape: whether it is taken from the shape of a tensor.
     """
 
     name: str | None
     may_be_other: bool
     times: int = 1
+    from_shape: bool = False
 
 
 def _words(node: Any) -> frozenset[str]:
@@ -133,7 +139,10 @@ def _stated(expression: ast.expr, file: str, line: int) -> Stated:
     if isinstance(expression, ast.Attribute):
         return Stated(expression.attr, False)
     if isinstance(expression, ast.Name):
-        return Stated(_INNER_NAMES.get(expression.id, expression.id), not _from_shape(file, line, expression.id))
+        taken = _from_shape(file, line, expression.id)
+        return Stated(_INNER_NAMES.get(expression.id, expression.id), not taken, from_shape=taken)
+    if isinstance(expression, ast.Constant):
+        return Stated(str(expression.value), False)
     if isinstance(expression, ast.BinOp) and isinstance(expression.op, ast.Mult):
         for one, other in ((expression.left, expression.right), (expression.right, expression.left)):
             if isinstance(one, ast.Constant) and isinstance(one.value, int) and one.value > 1:

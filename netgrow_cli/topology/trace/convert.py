@@ -61,6 +61,7 @@ class Converter:
         self._handlers = handlers
         self._attributes = attributes if attributes is not None else Attributes({})
         self._said: dict[Any, dict[str, str]] = {}
+        self._given: dict[str, dict[str, int]] = {}
         self._program = program
         self._values: dict[Any, Any] = {}
         self._tensors: dict[Any, str] = {}
@@ -258,9 +259,32 @@ class Converter:
             for place, number in enumerate(numbers):
                 what = f"{setting}[{place}]" if many else setting
                 attribute = self._attributes.of(node, what, number, len(numbers))
+                if attribute is None and op == "reshape":
+                    attribute = self._computed(node, what, number, len(numbers))
                 if attribute is not None:
                     found[what] = attribute
         return found
+
+    def _computed(self, node: Any, what: str, number: Any, count: int) -> str | None:
+        """`= norm.shape[-1]` for a number that a module takes from the shape of what it is given."""
+        path = self._stack(node)[-1:]
+        if not path or number in (-1, 0, 1) or not self._attributes.may_be_computed(node, what, count):
+            return None
+        given = [ref for ref, size in self._given.get(path[0], {}).items() if size == number]
+        return f"= {given[0]}.shape[-1]" if given else None
+
+    def _note_inputs(self, node: Any) -> None:
+        """What the modules around a node are given from outside: references, and sizes of the last axis."""
+        inside = set(self._stack(node))
+        for part in node.all_input_nodes:
+            if part in self._values and not isinstance(self._values[part], list) and is_float(part) and shape(part):
+                for path in inside.difference(self._stack(part)):
+                    self._given.setdefault(path, {}).setdefault(self._values[part], shape(part)[-1])
+
+    @staticmethod
+    def _stack(node: Any) -> list[str]:
+        """The paths of the modules around a node, outermost first."""
+        return [re.sub(r"@\d+$", "", entry[0]) for entry in (node.meta.get("nn_module_stack") or {}).values()]
 
     def normalizes(self, node: Any, shape: Sequence[int]) -> None:
         """Say which attribute holds the shape that a norm without a gain is taken over."""
@@ -288,8 +312,7 @@ class Converter:
 
     @staticmethod
     def _path(node: Any) -> str:
-        stack = [entry[0] for entry in (node.meta.get("nn_module_stack") or {}).values()]
-        path = re.sub(r"@\d+$", "", stack[-1]) if stack else ""
+        path = next(reversed(Converter._stack(node)), "")
         return f"{path}.{node.name}" if path else str(node.name)
 
     def _free(self, name: str) -> str:
@@ -311,8 +334,11 @@ class Converter:
         elif name.startswith("wrap_with"):
             self._inline(node, graph)
         elif not any(word in name for word in _SKIPPED):
+            self._note_inputs(node)
             self._in_numbers = self._folded.compute(node)
-            if not (self._in_numbers and self._folded.table(node, self.batch)) and not (
+            if self._in_numbers and self._folded.is_empty(node):
+                self.empty.add(node)
+            elif not (self._in_numbers and self._folded.table(node, self.batch)) and not (
                 name in self._handlers and self._handlers[name](self, node)
             ):
                 self._generic(node)

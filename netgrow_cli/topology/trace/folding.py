@@ -86,6 +86,11 @@ class Folded:
         found = self._values.get(node)
         return found if isinstance(found, torch.Tensor) else None
 
+    def is_empty(self, node: Any) -> bool:
+        """Whether there are no numbers in it: code cuts ranges of nothing where windows are not moved."""
+        found = self.value(node)
+        return found is not None and found.numel() == 0
+
     def table(self, node: Any, batch: int | None) -> Table | None:
         """What the spec states of a node; None where that would be too much, or it is none of these."""
         found = self.value(node)

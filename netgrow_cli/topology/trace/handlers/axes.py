@@ -79,6 +79,9 @@ def _slice(made: Converter, node: Any) -> bool:
 def _slice_scatter(made: Converter, node: Any) -> bool:
     """A range of an axis replaced: what is before it, the new values, what is behind it."""
     source, values = node.args[:2]
+    if values in made.empty:
+        made.alias(node, source)
+        return True
     axis = argument(node, 2, "dim", 0)
     start, stop, step = (argument(node, n, name) for n, name in ((3, "start"), (4, "end"), (5, "step")))
     size = shape(source)[axis]
