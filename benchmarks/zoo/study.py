@@ -42,7 +42,7 @@ PATIENCE = 90.0
 
 NOISE = 0.2
 
-_SET_BY_FIT = ("eps", "groups", "normalized_shape")
+SET_BY_FIT = ("eps", "groups", "normalized_shape")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,7 +243,7 @@ def _one(job: Job, command: str, seeds: Mapping[int, int], *, zero_units: bool =
     topology = job.topology
     one = One(tuple(topology.widths[width].name for width in seeds), seeds)
     plan = make_plan(topology, job.checkpoint.tensors, _changes(topology, command, [one]), zero_units=zero_units)
-    open_ = [entry for entry in plan.code if entry.attribute is None and entry.what not in _SET_BY_FIT]
+    open_ = [entry for entry in plan.code if entry.attribute is None and entry.what not in SET_BY_FIT]
     code = tuple(sorted({f"{entry.what} at {entry.source}" for entry in open_}))
     return dataclasses.replace(one, code=code, torn=next(iter(plan.torn), None)), plan
 
