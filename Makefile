@@ -1,11 +1,15 @@
-# `make demo` shows netgrow at work, `make test` runs its tests; both set up .venv first.
+# `make demo` shows netgrow at work, `make test` runs its tests; both set up .venv first. `make zoo` runs netgrow on a
+# sample of torchvision's and timm's models, in an environment of its own.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint samples bench clean
+ZOO = .venv-zoo
+ZOO_READY = $(ZOO)/.ready
+
+.PHONY: demo test lint samples bench zoo zoo-table clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -23,6 +27,19 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The models of torchvision, timm and transformers need a torch of their own: some gigabytes.
+$(ZOO_READY): pyproject.toml constraints-zoo.txt
+	test -x $(ZOO)/bin/python || $(PYTHON) -m venv $(ZOO)
+	$(ZOO)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-zoo.txt -e '.[zoo]'
+	touch $(ZOO_READY)
+
+zoo: $(ZOO_READY)
+	$(ZOO)/bin/python -m pytest tests/zoo
+
+zoo-table: $(ZOO_READY)
+	$(ZOO)/bin/python -m benchmarks.zoo.run
+	$(ZOO)/bin/python -m benchmarks.zoo.table
+
 samples: $(READY)
 	$(BIN)/python sample_checkpoints/make.py
 
@@ -30,4 +47,4 @@ bench: $(READY)
 	$(BIN)/python benchmarks/startup.py
 
 clean:
-	rm -rf $(VENV) demo-out build dist *.egg-info
+	rm -rf $(VENV) $(ZOO) demo-out build dist *.egg-info

@@ -37,8 +37,8 @@ compared with those of the model before, in float64.
   changes gave equal outputs in the real model; all in one plan, narrowed down where that failed. **prune**: of a sample
   of widths with a unit made dead, how many.
 * **refused**: what netgrow does not do because it would not be exact (expand/split). **code**: what the proof by the
-  spec passes, and the model's own code cannot host (one number for two sizes, a number written in the code): `model_code` or
-  a warning says so (expand/split).
+  spec passes, and the model's own code cannot host (one number for two sizes, a number written in the code):
+  `model_code` or a warning says so (expand/split).
 * **s**: seconds to trace, and in all, on one busy core. Above 50 million parameters the comparison in the real model is
   the only one (`--no-verify`).
 """
