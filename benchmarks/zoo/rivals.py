@@ -138,7 +138,7 @@ def compare(entry: Entry) -> dict[str, Any]:
         path = Path(folder)
         (path / "m.yaml").write_text(spec, encoding="utf-8")
         torch.save(model.state_dict(), path / "m.pt")
-        options = Options(spec=path / "m.yaml", output=path / "o.pt", force=True, verify=False)
+        options = Options(spec=path / "m.yaml", output=path / "o.pt", force=True, verify=False, probes=4)
         with opened(path / "m.pt", options) as job:
             topology = job.topology
             layers = _layers(job, model)
