@@ -73,8 +73,8 @@ class Shuffled(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.a(x).relu()
-        b, c, h, w = y.shape
-        out: torch.Tensor = self.b(y.view(b, 2, -1, h, w).transpose(1, 2).reshape(b, c, h, w))
+        b, _, h, w = y.shape
+        out: torch.Tensor = self.b(y.view(b, 2, -1, h, w).transpose(1, 2).flatten(1, 2))
         return out
 
 
