@@ -114,6 +114,21 @@ def _experts_as_products(model: Any) -> Iterator[None]:
             config._experts_implementation = stated
 
 
+@contextlib.contextmanager
+def _without_gradients() -> Iterator[None]:
+    """No gradients all the way: each switch inside a model would be exported as a graph of its own, which takes time."""
+    import torch
+
+    kind: Any = torch.no_grad
+    enter, leave = kind.__enter__, kind.__exit__
+    with torch.no_grad():
+        kind.__enter__, kind.__exit__ = (lambda _: None), (lambda _, *__: None)
+        try:
+            yield
+        finally:
+            kind.__enter__, kind.__exit__ = enter, leave
+
+
 def _export(model: Any, given: Sequence[Given], options: Mapping[str, Any]) -> Any:
     """The exported program, functional where it matters. Raises whatever torch raises, and for sizes not known."""
     import torch
@@ -124,7 +139,7 @@ def _export(model: Any, given: Sequence[Given], options: Mapping[str, Any]) -> A
     keywords = {item.name: tensor for item, tensor in examples if item.name is not None}
     # torch logs and prints what it also raises; one line is enough for people.
     logging.getLogger("torch").setLevel(logging.CRITICAL)
-    with contextlib.redirect_stderr(io.StringIO()), _experts_as_products(model):
+    with contextlib.redirect_stderr(io.StringIO()), _experts_as_products(model), _without_gradients():
         program = torch.export.export(model, positional, {**keywords, **options}, strict=False)
     if mutates(program.graph):
         drop_dropout(program.graph)

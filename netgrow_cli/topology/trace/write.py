@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Collection, Sequence
 from typing import Any
-
-import yaml
 
 from netgrow_cli.topology.ops import OPS
 from netgrow_cli.topology.trace.inputs import Given
 from netgrow_cli.topology.trace.layer import Layer
+
+_PLAIN = re.compile(r"[A-Za-z][\w./~-]*", re.ASCII)
+_NO_TEXT = ("true", "false", "yes", "no", "on", "off", "null", "y", "n")
+"""Words that YAML 1.1 reads as something else than text."""
 
 # Layers whose numbers stand in the model's code.
 _WITH_SOURCE = ("reshape", "slice", "split", "chunk", "expand", "group_norm", "layer_norm", "rms_norm", "aten")
@@ -89,7 +92,6 @@ def _number(value: float) -> str:
 
 def _word(text: str) -> str:
     """A text as YAML reads it back."""
-    plain = text and all(letter.isalnum() or letter in "._-/~" for letter in text) and text[0].isalpha()
-    if plain and isinstance(yaml.safe_load(text), str):
+    if _PLAIN.fullmatch(text) and text.lower() not in _NO_TEXT:
         return text
     return json.dumps(text)
