@@ -160,7 +160,7 @@ def _rivals(rows: list[Row]) -> str:
         "is made dead (all that produces it is zero, by netgrow's trace) and pruned: by Torch-Pruning with its group,",
         "by netgrow with the traced spec. *equal*: outputs as before; *wrong*: pruned, and other outputs; *error*: it",
         "raises.\n",
-        "| model | layers | Torch-Pruning: equal / wrong / error | netgrow: equal / wrong / refused |",
+        "| model | units | Torch-Pruning: equal / wrong / error | netgrow: equal / wrong / refused |",
         "| --- | ---: | --- | --- |",
     ]
     for row in rows:
