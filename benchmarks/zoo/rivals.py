@@ -39,7 +39,7 @@ from netgrow_cli.topology.trace.inputs import parse_input
 from netgrow_cli.topology.trace.source import trace_model
 
 RESULTS = Path(__file__).with_name("rivals.jsonl")
-MOST_LAYERS = 6
+MOST_LAYERS = 8
 TOLERANCE = 1e-6
 
 NAMES = {
@@ -148,12 +148,16 @@ def compare(entry: Entry) -> dict[str, Any]:
             before = _outputs(dead, inputs, entry.options)
             torch.save(dead.state_dict(), path / "m.pt")
             ours[_ours(dead, changes, path, options, inputs, entry.options, before)] += 1
-            theirs[_theirs(copy.deepcopy(dead), name, inputs, entry.options, before, changes, width)] += 1
+            rows = _rows(topology, name, dead, changes, width)
+            theirs[_theirs(copy.deepcopy(dead), name, inputs, entry.options, before, rows)] += 1
     return {"name": entry.name, "layers": len(layers), "theirs": theirs, "ours": ours}
 
 
 def _layers(job: Job, model: nn.Module) -> list[tuple[str, int, list[WidthChange]]]:
-    """Layers of torch with a width that may change in this code: name, width, unit 0 of it gone."""
+    """Layers of torch with the widths that may change in this code: name, width, unit 0 of it gone.
+
+    A grouped convolution makes two: whole groups, and what each group has one of.
+    """
     topology, found = job.topology, []
     for name, module in model.named_modules():
         tensor = "weight_ih_l0" if isinstance(module, nn.RNNBase) else "weight"
@@ -165,7 +169,6 @@ def _layers(job: Job, model: nn.Module) -> list[tuple[str, int, list[WidthChange
                 changes = _dead(topology, info.width.id)
                 if _hosted(job, changes):
                     found.append((name, info.width.id, changes))
-                    break
     return found[:: max(1, len(found) // MOST_LAYERS)][:MOST_LAYERS]
 
 
@@ -202,14 +205,14 @@ def _ours(
 
 def _theirs(
     model: nn.Module, name: str, inputs: Sequence[Any], more: Mapping[str, Any], before: Sequence[torch.Tensor],
-    changes: Sequence[WidthChange], width: int,
+    rows: list[int],
 ) -> str:  # fmt: skip
     pruning = importlib.import_module("torch_pruning")
     module = dict(model.named_modules())[name]
     try:
         graph = pruning.DependencyGraph().build_dependency(model, example_inputs=tuple(inputs))
         function = graph.get_pruner_of_module(module).prune_out_channels
-        group = graph.get_pruning_group(module, function, idxs=_rows(module, changes, width))
+        group = graph.get_pruning_group(module, function, idxs=rows)
         group.prune()
         found = _outputs(model, inputs, more)
     except Exception:  # whatever it raises
@@ -217,9 +220,13 @@ def _theirs(
     return "equal" if apart(found, before) < TOLERANCE else "wrong"
 
 
-def _rows(module: nn.Module, changes: Sequence[WidthChange], width: int) -> list[int]:
-    """Indices of a layer's outputs that are dead: those of the unit in the first of its places."""
-    return list(next(entry.dropped for entry in changes if entry.width == width))
+def _rows(topology: Topology, name: str, model: nn.Module, changes: Sequence[WidthChange], width: int) -> list[int]:
+    """Indices of a layer's outputs that are dead: in a grouped convolution a unit has one in each group."""
+    gone = next(entry.dropped for entry in changes if entry.width == width)
+    if isinstance(dict(model.named_modules())[name], nn.RNNBase):
+        return list(gone)
+    places = occurrences(topology.tensors[f"{name}.weight"][0], width)
+    return sorted({n for labels in places for n, unit in enumerate(labels.tolist()) if unit in gone})
 
 
 def _random(item: Any) -> torch.Tensor:

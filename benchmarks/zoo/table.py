@@ -156,11 +156,12 @@ def _kind(why: str) -> str:
 def _rivals(rows: list[Row]) -> str:
     lines = [
         "## Beside Torch-Pruning\n",
-        "Torch-Pruning 1.6.1 and netgrow on the same models. For each layer (up to 6, spread over the model) one unit",
-        "is made dead (all that produces it is zero, by netgrow's trace) and pruned: by Torch-Pruning with its group,",
+        "Torch-Pruning 1.6.1 and netgrow on the same models. One unit of each width that a layer makes (up to 8,",
+        "spread over the model; of a grouped convolution a whole group, and a channel of each group) is made dead",
+        "(all that produces it is zero, by netgrow's trace) and pruned: by Torch-Pruning with its group,",
         "by netgrow with the traced spec. *equal*: outputs as before; *wrong*: pruned, and other outputs; *error*: it",
         "raises.\n",
-        "| model | layers | Torch-Pruning: equal / wrong / error | netgrow: equal / wrong / refused |",
+        "| model | units | Torch-Pruning: equal / wrong / error | netgrow: equal / wrong / refused |",
         "| --- | ---: | --- | --- |",
     ]
     for row in rows:
