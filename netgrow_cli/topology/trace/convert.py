@@ -57,6 +57,7 @@ class Converter:
         self.unknown: dict[str, int] = {}
         self.fixed_batch = False
         self.empty: set[Any] = set()
+        self.output_shapes: dict[str, tuple[int, ...]] = {}
         self.pieces: dict[Any, tuple[int, list[tuple[str, int]]]] = {}  # axis, references and sizes of what was joined
         self._handlers = handlers
         self._attributes = attributes if attributes is not None else Attributes({})
@@ -85,11 +86,10 @@ class Converter:
                 self._call(node, graph)
         output = next(node for node in graph.nodes if node.op == "output")
         kinds = signature.output_specs
-        found = []
         for item, spec in zip(output.args[0], kinds, strict=True):
             if "USER_OUTPUT" in str(spec.kind) and hasattr(item, "meta") and is_float(item):
-                found.append(self.ref(item))
-        return list(dict.fromkeys(found))
+                self.output_shapes[self.ref(item)] = tuple(shape(item))
+        return list(self.output_shapes)
 
     # -- values ------------------------------------------------------------------------------------
 

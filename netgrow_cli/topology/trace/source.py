@@ -9,7 +9,7 @@ import io
 import json
 import logging
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,7 @@ def _experts_as_products(model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_gradients() -> Iterator[None]:
-    """No gradients all the way: each switch inside a model would be exported as a graph of its own, which takes time."""
+    """No gradients all the way: each switch inside a model would become a graph of its own, which takes time."""
     import torch
 
     kind: Any = torch.no_grad
@@ -206,7 +206,7 @@ def _converted(model: Any, program: Any, given: Sequence[Given], batch: int | No
         fixed_batch=batch is None,
         origin=origin,
     )
-    topology = _solved(text, program, batch)
+    topology = _solved(text, program, batch, converter.output_shapes.values())
     if topology is None:
         return None
     return Traced(
@@ -238,19 +238,21 @@ def _place(error: Exception) -> str:
     return f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
 
 
-def _solved(text: str, program: Any, batch: int | None) -> Topology | None:
-    """The trace's topology; None where it does not hold for another batch than one that stands for any."""
+def _solved(text: str, program: Any, batch: int | None, traced: Iterable[tuple[int, ...]]) -> Topology | None:
+    """The trace's topology; None where it does not hold for another batch than one that stands for any.
+
+    traced: the shapes of the outputs in the trace.
+    """
     infos = {name: TensorInfo(name, tuple(t.shape), name_of(t.dtype) or "U8") for name, t in program.state_dict.items()}
     graph = parse_spec(text, "the trace").graph(infos)
     if batch is None:
         return solve(graph, infos)
     try:
-        first, other = (solve(graph, infos, sizes={"batch": size}) for size in (batch, batch + 1))
+        topology = solve(graph, infos, sizes={"batch": batch + 1})
     except SpecError:
         return None
-    outputs = [[topology.value(ref).shape for ref in graph.outputs] for topology in (first, other)]
-    expected = [tuple(batch + 1 if n == 0 else size for n, size in enumerate(shape)) for shape in outputs[0]]
-    return first if outputs[1] == expected else None
+    expected = [tuple(batch + 1 if n == 0 else size for n, size in enumerate(shape)) for shape in traced]
+    return topology if [topology.value(ref).shape for ref in graph.outputs] == expected else None
 
 
 def _lost(topology: Topology, call: str) -> tuple[str, ...]:
