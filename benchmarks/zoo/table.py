@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.zoo.models import LIBRARIES, catalogue
 from benchmarks.zoo.run import ROOT, results
 
 PAGE = ROOT / "docs" / "zoo.md"
@@ -70,6 +71,9 @@ def _summary(done: list[Row], broken: list[Row]) -> str:
     )
     for command in ("expand", "split", "prune"):
         lines.append(f"{command}: {_counted(done, command)}.")
+    missing = _missing({row["name"] for row in (*done, *broken)})
+    if missing:
+        lines.append(f"Not run yet ({len(missing)}): {', '.join(missing)}.")
     if broken:
         lines.append(
             "Without a result: "
@@ -77,6 +81,11 @@ def _summary(done: list[Row], broken: list[Row]) -> str:
             + "."
         )
     return "\n".join(f"* {line}" for line in lines) + "\n"
+
+
+def _missing(names: set[str]) -> list[str]:
+    """Models of the catalogue that have no result."""
+    return [name for library in LIBRARIES for name in catalogue(library) if name not in names]
 
 
 def _worst(done: Iterable[Row]) -> float:
