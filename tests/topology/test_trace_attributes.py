@@ -211,6 +211,25 @@ def test_a_width_whose_partner_cannot_follow_changes_alone_and_is_said(tmp_path:
         netgrow_cli.fit(started(Torn).double(), output)
 
 
+class Restated(nn.Module):
+    """A reshape that changes nothing, to a size that the module holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = 8
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.b(self.a(x).view(-1, self.hidden))
+
+
+def test_a_reshape_that_changes_nothing_states_a_size(tmp_path: Path) -> None:
+    case = saved(Restated, tmp_path, "float32[3,6]")
+    report, output = case.change("expand", "a", add=3)
+    assert [(entry.attribute, entry.after) for entry in report.plan.code] == [("hidden", 11)]
+    assert case.same(output).hidden == 11
+
+
 class Idle(nn.Module):
     """A norm that runs, and that nothing reads."""
 

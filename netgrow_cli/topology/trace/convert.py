@@ -286,6 +286,10 @@ class Converter:
         """The paths of the modules around a node, outermost first."""
         return [re.sub(r"@\d+$", "", entry[0]) for entry in (node.meta.get("nn_module_stack") or {}).values()]
 
+    def holds(self, node: Any, place: int, size: int, count: int) -> bool:
+        """Whether a module holds a size that a reshape leaves as it is, so that the code states it."""
+        return size != self.batch and self._attributes.of(node, f"shape[{place}]", size, count) is not None
+
     def normalizes(self, node: Any, shape: Sequence[int]) -> None:
         """Say which attribute holds the shape that a norm without a gain is taken over."""
         attribute = self._attributes.of(node, "normalized_shape", tuple(shape))

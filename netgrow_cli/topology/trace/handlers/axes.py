@@ -131,17 +131,18 @@ def _select(made: Converter, node: Any) -> bool:
 
 
 def _reshape(made: Converter, node: Any) -> bool:
-    """Axes that stay are 0, so that the batch is free; one of the others is what remains."""
+    """Axes that stay are 0, so that the batch is free, but where the code holds their size; another is what remains."""
     source = node.args[0]
     before, after = shape(source), shape(node)
-    if before == after:
+    kept = 0
+    while kept < min(len(before), len(after)) and before[kept] == after[kept]:
+        kept += 1
+    lead = [size if made.holds(node, n, size, len(after)) else 0 for n, size in enumerate(after[:kept])]
+    if before == after and not any(lead):
         made.alias(node, source)
         return True
     if math.prod(before) == 0:
         return False
-    kept = 0
-    while kept < min(len(before), len(after)) and before[kept] == after[kept]:
-        kept += 1
     place = _open_size(node, kept, after)
     if place is None:  # several batches in one axis: what remains
         batch = made.batch or 0
@@ -149,7 +150,7 @@ def _reshape(made: Converter, node: Any) -> bool:
             (n for n in range(kept, len(after)) if batch > 1 and after[n] > batch and after[n] % batch == 0), None
         )
     stated = [-1 if n == place else made.size(size) for n, size in enumerate(after)]
-    made.put(node, "reshape", [source], attrs={"shape": [*[0] * kept, *stated[kept:]]})
+    made.put(node, "reshape", [source], attrs={"shape": [*lead, *stated[kept:]]})
     return True
 
 
