@@ -223,8 +223,14 @@ class Restated(nn.Module):
         return self.b(self.a(x).view(-1, self.hidden))
 
 
-def test_a_reshape_that_changes_nothing_states_a_size(tmp_path: Path) -> None:
-    case = saved(Restated, tmp_path, "float32[3,6]")
+class Ranged(Restated):
+    def forward(self, x):
+        return self.b(self.a(x)[:, : self.hidden])
+
+
+@pytest.mark.parametrize("kind", [Restated, Ranged])
+def test_what_changes_nothing_states_a_size(kind: Any, tmp_path: Path) -> None:
+    case = saved(kind, tmp_path, "float32[3,6]")
     report, output = case.change("expand", "a", add=3)
     assert [(entry.attribute, entry.after) for entry in report.plan.code] == [("hidden", 11)]
     assert case.same(output).hidden == 11

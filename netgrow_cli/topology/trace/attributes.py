@@ -47,12 +47,12 @@ class Attributes:
         """
         if isinstance(value, bool) or not isinstance(value, (int, float, tuple)) or value in (0, 1, -1):
             return None
-        stated, words = _stated_in_call(node, what, count), _words(node)
+        stated, named = _stated_in_call(node, what, count), words(node)
         if stated.times != 1 and (not isinstance(value, int) or value % stated.times):
             return None
         wanted = value // stated.times if isinstance(value, int) else value
         for inner, path in enumerate(self._around(node)):
-            found = _held(self._modules[path], what, stated, words, wanted, innermost=inner == 0)
+            found = _held(self._modules[path], what, stated, named, wanted, innermost=inner == 0)
             if found is not None:
                 place = f"{path}.{found}" if path else found
                 return place if stated.times == 1 else f"{stated.times} * {place}"
@@ -98,7 +98,7 @@ class Stated:
     from_shape: bool = False
 
 
-def _words(node: Any) -> frozenset[str]:
+def words(node: Any) -> frozenset[str]:
     """The attributes that the lines name which led to a node: functions are given a module, and read it there."""
     return frozenset(
         word for file, line in frames(node) for word in re.findall(r"\.(\w+)", linecache.getline(file, line))

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from netgrow_cli.topology.trace.attributes import Attributes
+from netgrow_cli.topology.trace.attributes import Attributes, words
 from netgrow_cli.topology.trace.folding import Folded
 from netgrow_cli.topology.trace.layer import Layer
 from netgrow_cli.topology.trace.reading import (
@@ -286,9 +286,14 @@ class Converter:
         """The paths of the modules around a node, outermost first."""
         return [re.sub(r"@\d+$", "", entry[0]) for entry in (node.meta.get("nn_module_stack") or {}).values()]
 
-    def holds(self, node: Any, place: int, size: int, count: int) -> bool:
-        """Whether a module holds a size that a reshape leaves as it is, so that the code states it."""
-        return size != self.batch and self._attributes.of(node, f"shape[{place}]", size, count) is not None
+    def holds(self, node: Any, what: str, size: int, count: int = 1) -> bool:
+        """Whether a module holds a size that a reshape or a range leaves as it is, so that the code states it."""
+        return size != self.batch and self._attributes.of(node, what, size, count) is not None
+
+    def names(self, node: Any, size: int) -> bool:
+        """Whether the line of a node names an attribute that holds a size."""
+        attribute = None if size == self.batch else self._attributes.of(node, "stop", size)
+        return attribute is not None and attribute.rpartition(".")[2] in words(node)
 
     def normalizes(self, node: Any, shape: Sequence[int]) -> None:
         """Say which attribute holds the shape that a norm without a gain is taken over."""

@@ -159,7 +159,6 @@ HANDLERS: dict[str, Handler] = {
     **{name: _simple(name) for name in _ACTIVATIONS},
     **dict.fromkeys(
         (
-            "alias",
             "clone",
             "contiguous",
             "detach",

@@ -76,6 +76,17 @@ def _slice(made: Converter, node: Any) -> bool:
     return True
 
 
+def _all_of_it(made: Converter, node: Any) -> bool:
+    """`x[:, : self.width]` where that is all of x: exported as another name for x, though the code states a size."""
+    source, sizes = node.args[0], shape(node)
+    held = [axis for axis, size in enumerate(sizes) if made.names(node, size)]
+    if len(held) != 1:
+        made.alias(node, source)
+    else:
+        made.put(node, "slice", [source], attrs={"axis": held[0], "stop": sizes[held[0]]})
+    return True
+
+
 def _slice_scatter(made: Converter, node: Any) -> bool:
     """A range of an axis replaced: what is before it, the new values, what is behind it."""
     source, values = node.args[:2]
@@ -137,7 +148,7 @@ def _reshape(made: Converter, node: Any) -> bool:
     kept = 0
     while kept < min(len(before), len(after)) and before[kept] == after[kept]:
         kept += 1
-    lead = [size if made.holds(node, n, size, len(after)) else 0 for n, size in enumerate(after[:kept])]
+    lead = [size if made.holds(node, f"shape[{n}]", size, len(after)) else 0 for n, size in enumerate(after[:kept])]
     if before == after and not any(lead):
         made.alias(node, source)
         return True
@@ -229,6 +240,7 @@ HANDLERS: dict[str, Handler] = {
     "split_with_sizes": _split,
     "chunk": _chunk,
     "slice": _slice,
+    "alias": _all_of_it,
     "select": _select,
     "permute": _permute,
     "transpose": _transpose,
