@@ -48,8 +48,9 @@ def fit(
         _resize(model, checkpoint)
         for name, module in model.named_modules():
             _adjust(name, module, settings)
+        modules = dict(model.named_modules())
         for place, value in attributes.items():
-            _set(model, place, value)
+            _set(modules, place, value)
         for module in model.modules():
             _multihead(module)
         state: Any = collections.OrderedDict((name, checkpoint.read(name)) for name in checkpoint.tensors)
@@ -145,13 +146,13 @@ def _follows(topology: Topology, site: Site) -> bool:
     return any(info.producers or info.consumers for info in users) or (not users and site.span.size == 1)
 
 
-def _set(model: torch.nn.Module, place: str, value: Any) -> None:
+def _set(modules: Mapping[str, Any], place: str, value: Any) -> None:
     """Set an attribute that the model has; a spec may come from another version of its code.
 
     A buffer of one number repeated, which is in no checkpoint, is repeated that often.
     """
     path, _, name = place.rpartition(".")
-    module = dict(model.named_modules()).get(path)
+    module = modules.get(path)
     held = getattr(module, name, None)
     if module is None or held is None:
         return

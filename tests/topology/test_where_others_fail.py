@@ -26,7 +26,7 @@ from netgrow_cli.topology.solve import Topology
 from netgrow_cli.topology.trace.inputs import parse_input
 from netgrow_cli.topology.trace.source import trace_model
 
-from .toys import started
+from .toys import ChannelsLast, started
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -70,17 +70,6 @@ class Shuffle(nn.Module):
         batch, channels, height, width = x.shape
         x = x.view(batch, self.groups, channels // self.groups, height, width).transpose(1, 2).contiguous()
         return self.c(F.relu(self.b(x.view(batch, -1, height, width))))
-
-
-class ChannelsLast(nn.Module):
-    """Channels vary fastest in what is flattened."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Conv2d(2, 5, 3), nn.Linear(5 * 36, 3)
-
-    def forward(self, x):
-        return self.b(F.relu(self.a(x)).permute(0, 2, 3, 1).flatten(1))
 
 
 class SideBySide(nn.Module):

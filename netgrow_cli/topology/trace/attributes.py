@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from netgrow_cli.topology.trace.reading import frames, operation
+from netgrow_cli.topology.trace.reading import frames, module_paths, operation
 
 # Numbers of a module that are no sizes, whatever their value.
 _NO_SIZES = re.compile(
@@ -60,11 +60,7 @@ class Attributes:
 
     def _around(self, node: Any) -> Iterator[str]:
         """The modules that a node belongs to, innermost first."""
-        stack = [entry[0] for entry in (node.meta.get("nn_module_stack") or {}).values()]
-        for path in reversed(stack):
-            plain = re.sub(r"@\d+$", "", path)
-            if plain in self._modules:
-                yield plain
+        yield from (path for path in reversed(module_paths(node)) if path in self._modules)
 
 
 def _held(module: Any, what: str, stated: Stated, words: frozenset[str], value: Any, *, innermost: bool) -> str | None:

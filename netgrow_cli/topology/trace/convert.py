@@ -19,6 +19,7 @@ from netgrow_cli.topology.trace.reading import (
     functional_form,
     is_float,
     is_tensor,
+    module_paths,
     operation,
     shape,
     shape_of,
@@ -267,7 +268,7 @@ class Converter:
 
     def _computed(self, node: Any, what: str, number: Any, count: int) -> str | None:
         """`= norm.shape[-1]` for a number that a module takes from the shape of what it is given."""
-        path = self._stack(node)[-1:]
+        path = module_paths(node)[-1:]
         if not path or number in (-1, 0, 1) or not self._attributes.may_be_computed(node, what, count):
             return None
         given = [ref for ref, size in self._given.get(path[0], {}).items() if size == number]
@@ -275,16 +276,11 @@ class Converter:
 
     def _note_inputs(self, node: Any) -> None:
         """What the modules around a node are given from outside: references, and sizes of the last axis."""
-        inside = set(self._stack(node))
+        inside = set(module_paths(node))
         for part in node.all_input_nodes:
             if part in self._values and not isinstance(self._values[part], list) and is_float(part) and shape(part):
-                for path in inside.difference(self._stack(part)):
+                for path in inside.difference(module_paths(part)):
                     self._given.setdefault(path, {}).setdefault(self._values[part], shape(part)[-1])
-
-    @staticmethod
-    def _stack(node: Any) -> list[str]:
-        """The paths of the modules around a node, outermost first."""
-        return [re.sub(r"@\d+$", "", entry[0]) for entry in (node.meta.get("nn_module_stack") or {}).values()]
 
     def holds(self, node: Any, what: str, size: int, count: int = 1) -> bool:
         """Whether a module holds a size that a reshape or a range leaves as it is, so that the code states it."""
@@ -321,7 +317,7 @@ class Converter:
 
     @staticmethod
     def _path(node: Any) -> str:
-        path = next(reversed(Converter._stack(node)), "")
+        path = next(reversed(module_paths(node)), "")
         return f"{path}.{node.name}" if path else str(node.name)
 
     def _free(self, name: str) -> str:

@@ -102,6 +102,11 @@ def frames(node: Any) -> list[tuple[str, int]]:
     return [(file, int(line)) for file, line in _FRAME.findall(node.meta.get("stack_trace") or "")]
 
 
+def module_paths(node: Any) -> list[str]:
+    """The paths of the modules around a node, outermost first; a module that is called again is the same one."""
+    return [re.sub(r"@\d+$", "", entry[0]) for entry in (node.meta.get("nn_module_stack") or {}).values()]
+
+
 def source_line(node: Any) -> str | None:
     """File and line of the innermost frame outside torch."""
     found = frames(node)
