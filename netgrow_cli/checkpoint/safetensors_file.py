@@ -19,7 +19,7 @@ from netgrow_cli.checkpoint.safetensors_header import (
     layout,
     parse_header,
 )
-from netgrow_cli.checkpoint.types import Checkpoint, TensorInfo, Writer
+from netgrow_cli.checkpoint.types import Checkpoint, Region, TensorInfo, Writer
 from netgrow_cli.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -78,6 +78,10 @@ class SafetensorsCheckpoint(Checkpoint):
             return read_at(self._file.fileno(), self._data_start + entry.start, entry.stop - entry.start)
         except EOFError as error:
             raise self._shrunk(name, error) from None
+
+    def region(self, name: str) -> Region | None:
+        entry = self._entries[name]
+        return Region(self._file.fileno(), self._data_start + entry.start, entry.stop - entry.start)
 
     def tree(self) -> Any:
         return None
@@ -144,6 +148,12 @@ class SafetensorsWriter(Writer):
         with naming(self._path):
             write_at(self._file.fileno(), self._data_start + entry.start, as_bytes(tensor))
         del self._missing[name]
+
+    def region(self, name: str) -> Region | None:
+        entry = self._missing.pop(name, None)
+        if entry is None:
+            raise ValueError(f"tensor {name!r} was not announced, or is written twice")
+        return Region(self._file.fileno(), self._data_start + entry.start, entry.stop - entry.start)
 
     def finish(self) -> None:
         if self._missing:

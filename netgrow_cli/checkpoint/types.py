@@ -34,12 +34,26 @@ class TensorInfo:
     tied_to: str | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """A run of bytes in an open file: a tensor's values, row-major and little-endian."""
+
+    fd: int
+    start: int
+    size: int
+
+
 class Writer(abc.ABC):
     """Writes a new checkpoint file; takes the tensors one at a time, in the order it was made with."""
 
     @abc.abstractmethod
     def write(self, name: str, tensor: torch.Tensor) -> None:
         """Take the next tensor; name, shape and dtype must be the announced ones (ValueError otherwise)."""
+
+    def region(self, name: str) -> Region | None:
+        """Where an announced tensor's bytes go, for who fills all of them in its own way, from any thread and before
+        `finish`; this stands for its `write`. None where the tensor must be given to `write`."""
+        return None
 
     @abc.abstractmethod
     def finish(self) -> None:
@@ -70,6 +84,10 @@ class Checkpoint(abc.ABC):
     @abc.abstractmethod
     def read_bytes(self, name: str) -> bytes:
         """The tensor's values as contiguous little-endian bytes; needs no torch for safetensors."""
+
+    def region(self, name: str) -> Region | None:
+        """Where the tensor's bytes lie in the file; None where they lie in no one run (views, old formats)."""
+        return None
 
     @abc.abstractmethod
     def tree(self) -> Any:
