@@ -159,7 +159,6 @@ class SafetensorsWriter(Writer):
         if self._missing:
             raise ValueError(f"tensors announced and never written: {', '.join(self._missing)}")
         with naming(self._path):
-            os.fsync(self._file.fileno())
             self._file.close()
 
 

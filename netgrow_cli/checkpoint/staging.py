@@ -101,17 +101,20 @@ def _create(path: Path, like: Path) -> None:
 
 
 def _publish(temporary: dict[Path, Path]) -> None:
-    # All data is on the disk before the first name changes: after a power cut a name means a whole file.
-    for target, path in temporary.items():
+    # Where a name stood for something, the new data is on the disk before the name changes: after a power cut it means
+    # the old file or the new one. A new name takes nothing away, and waiting for the disk would double the time: a
+    # file that a power cut left unfinished is refused by its own sizes, and its input is still there.
+    replaced = [target for target in temporary if os.path.lexists(target)]
+    for target in replaced:
         with _cannot_write(target):
-            _sync(path)
+            _sync(temporary[target])
     done: list[Path] = []
     for target, path in temporary.items():
         written = f"{', '.join(map(str, done))} already written" if done else "nothing was written"
         with _cannot_write(target, written):
             path.replace(target)
         done.append(target)
-    for folder in {target.parent for target in temporary}:
+    for folder in {target.parent for target in replaced}:
         # Some file systems cannot sync a folder; the files are complete all the same.
         with contextlib.suppress(OSError):
             _sync(folder)

@@ -6,7 +6,6 @@ Records here are added one at a time, so a checkpoint needs the memory of one te
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from pathlib import Path
@@ -44,13 +43,12 @@ class StoredZip:
         self._write(data)
 
     def finish(self) -> None:
-        """Write the directory, flush to the disk and close."""
+        """Write the directory and close."""
         start = self._position
         directory = b"".join(self._directory)
         self._write(directory)
         self._write(self._end(start, len(directory)))
         with naming(self._path):
-            os.fsync(self._file.fileno())
             self._file.close()
 
     def _write(self, data: bytes | memoryview) -> None:

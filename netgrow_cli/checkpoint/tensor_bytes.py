@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import struct
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from netgrow_cli.checkpoint.dtypes import torch_form
 from netgrow_cli.checkpoint.types import TensorInfo
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def check(info: TensorInfo, tensor: torch.Tensor) -> None:
@@ -30,6 +34,11 @@ def as_bytes(tensor: torch.Tensor) -> memoryview:
         plain = torch.view_as_real(plain)
     # numpy has no bfloat16 and no float8; bytes it has.
     return plain.reshape(-1).view(torch.uint8).numpy().data
+
+
+def from_stored(values: NDArray[Any], dtype: str) -> torch.Tensor:
+    """A tensor that shares the memory of stored elements, of one of the dtypes that an edit gives."""
+    return torch.from_numpy(values).view(torch_form(dtype, values.shape)[0])
 
 
 def storage_bytes(storage: torch.UntypedStorage) -> memoryview:

@@ -57,7 +57,7 @@ class Writer(abc.ABC):
 
     @abc.abstractmethod
     def finish(self) -> None:
-        """Complete the file and flush it to the disk."""
+        """Complete the file and close it."""
 
 
 class Checkpoint(abc.ABC):

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from netgrow_cli.checkpoint import Checkpoint, TensorInfo, check_outputs, open_checkpoint, staged_outputs
+from netgrow_cli.checkpoint import Checkpoint, check_outputs, open_checkpoint, staged_outputs
+from netgrow_cli.checkpoint.source import source_of
 from netgrow_cli.errors import NotEquivalent, Refused, UsageError, first_line
 from netgrow_cli.jobs.configuration import Configuration, follow, require_fit
+from netgrow_cli.jobs.execute import Execution
 from netgrow_cli.proof.activity import Activity, observe
 from netgrow_cli.proof.equivalence import EXACT, ROUNDED, Equivalence, check_dtype, compare, require_finite
 from netgrow_cli.proof.foldback import FoldBack, fold_back
 from netgrow_cli.proof.learnable import Learnability, learnability
 from netgrow_cli.proof.probes import Probes, data_probes, random_probes
 from netgrow_cli.surgery.change import WidthChange
-from netgrow_cli.surgery.edit import apply_edit
 from netgrow_cli.surgery.folding import Folds, fold_constants
 from netgrow_cli.surgery.plan import Plan, make_plan
 from netgrow_cli.surgery.record import METADATA_RECORD, code_json, make_record
@@ -362,21 +364,11 @@ def _plan(job: Job, selection: Selection) -> tuple[Folds, Plan]:
 def _write(
     job: Job, plan: Plan, folds: Folds, paths: Sequence[Path], spec_text: str, record: Mapping[str, Any]
 ) -> None:
-    topology, checkpoint = job.topology, job.checkpoint
-    infos = [
-        TensorInfo(info.name, plan.shape(topology, info), info.dtype, info.tied_to)
-        for info in checkpoint.tensors.values()
-    ]
+    work = Execution(job.checkpoint, job.topology, plan, folds.patches, job.options.seed)
     record_text = json.dumps(record)
     metadata = {METADATA_SPEC: spec_text, METADATA_RECORD: record_text} if len(paths) == 1 else None
-    writer = checkpoint.writer(paths[0], infos, metadata=metadata, replace=_optimizer_states(job, plan))
-    for info in infos:
-        canonical = topology.aliases[info.name]
-        tensor = checkpoint.read(info.name)
-        if canonical in folds.patches:
-            tensor = (tensor.double() + folds.patches[canonical].double()).to(tensor.dtype)
-        edit = plan.edits.get(canonical)
-        writer.write(info.name, apply_edit(tensor, edit, job.options.seed) if edit else tensor)
+    writer = job.checkpoint.writer(paths[0], work.infos(), metadata=metadata, replace=_optimizer_states(job, plan))
+    work.write(writer)
     writer.finish()
     for path, text in zip(paths[1:], (spec_text, record_text + "\n"), strict=False):
         path.write_text(text, encoding="utf-8")
@@ -404,7 +396,13 @@ def _prove(report: _Draft, written: Path, spec_text: str, output: Path) -> _Draf
     with open_checkpoint(written, key=job.checkpoint.key, prefix=job.checkpoint.prefix or None) as changed:
         graph = parse_spec(spec_text, f"{output} (rewritten spec)").graph(changed.tensors)
         new = Network.of(graph, changed, options.device)
-        folded = fold_back(job.topology, report.plan, job.checkpoint.read, changed.read, report.folds.patches)
+        folded = fold_back(
+            job.topology,
+            report.plan,
+            functools.partial(source_of, job.checkpoint),
+            functools.partial(source_of, changed),
+            report.folds.patches,
+        )
         if folded.differing:
             require_finite(job.network, folded.differing[0])
             raise NotEquivalent(f"folding back does not give {folded.differing[0]} back; nothing was written")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from netgrow_cli.checkpoint import Checkpoint
+from netgrow_cli.checkpoint.source import source_of
 from netgrow_cli.errors import NetgrowError
 from netgrow_cli.jobs.job import Job
 from netgrow_cli.proof.foldback import FoldBack, fold_back
@@ -30,7 +32,8 @@ def fold_back_record(old: Job, new: Checkpoint, path: Path) -> tuple[FoldBack | 
     shapes = {name: plan.shape(old.topology, info) for name, info in old.checkpoint.tensors.items()}
     if any(name not in new.tensors or new.tensors[name].shape != shape for name, shape in shapes.items()):
         return None, False
-    folded = fold_back(old.topology, plan, old.checkpoint.read, new.read, patched)
+    sources = functools.partial(source_of, old.checkpoint), functools.partial(source_of, new)
+    folded = fold_back(old.topology, plan, *sources, patched)
     return folded, plan.rounds or bool(patched)
 
 

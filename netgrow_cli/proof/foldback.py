@@ -9,16 +9,29 @@ rescaled gains and folded constants keep the function, it cannot see: that is le
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+import math
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from netgrow_cli.surgery.edit import CONSTANTS, absorbed, means, rescaled
+from netgrow_cli.checkpoint.numbers import narrow, widen
+from netgrow_cli.checkpoint.source import Open, Source
+from netgrow_cli.checkpoint.transfer import Advance, in_parallel, nothing
+from netgrow_cli.surgery.blocks import Block, Run, blocks, divisible, moves_rows_only, runs
+from netgrow_cli.surgery.edit import CONSTANTS, ELEMENTS, absorbed, means, put, rescaled
 from netgrow_cli.surgery.plan import Plan
 from netgrow_cli.surgery.tensor_edits import AxisEdit, TensorEdit
 from netgrow_cli.topology.layout import IndexMap
 from netgrow_cli.topology.solve import Topology
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+_COMPARED = 1 << 19
+"""Elements that are compared at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,31 +54,47 @@ class FoldBack:
 
 
 def fold_back(
-    topology: Topology,
-    plan: Plan,
-    old: Callable[[str], Any],
-    new: Callable[[str], Any],
-    patched: Collection[str] = (),
+    topology: Topology, plan: Plan, old: Open, new: Open, patched: Collection[str] = (), advance: Advance = nothing
 ) -> FoldBack:
     """Fold every edited tensor back; compare every other one byte for byte."""
-    import torch
-
     exact, differing, left = 0, [], []
-    for name in topology.aliases:
-        if topology.aliases[name] != name:
-            continue
-        before, after = old(name), new(name)
-        edit = plan.edits.get(name)
-        changed = name in patched or (edit is not None and (edit.rescales or _loses(edit)))
-        if changed:
+    names = [name for name in topology.aliases if topology.aliases[name] == name]
+    changed = {
+        name
+        for name in names
+        if name in patched or ((edit := plan.edits.get(name)) is not None and (edit.rescales or _loses(edit)))
+    }
+
+    def folds(name: str) -> bool:
+        return name in patched or tensor_folds(old(name), new(name), plan.edits.get(name), advance)
+
+    for name, good in zip(names, in_parallel(folds, names), strict=True):
+        if name in changed:
             left.append(name)
-        if name in patched:
-            continue
-        if not (_same_bits(before, after) if edit is None else _folds(before, after, edit, torch)):
+        if not good:
             differing.append(name)
-        elif not changed:
+        elif name not in changed:
             exact += 1
     return FoldBack(exact, tuple(differing), tuple(left))
+
+
+def tensor_folds(old: Source, new: Source, edit: TensorEdit | None, advance: Advance = nothing) -> bool:
+    """Whether a tensor is what its edit makes of the old one (None: the same), block by block."""
+    if new.dtype != old.dtype or new.shape != (edit.after if edit is not None else old.shape):
+        return False
+    if edit is None:
+        return _same_bits(old, new, 0, 0, old.size, advance)
+    if moves_rows_only(edit):
+        return all(_run_folds(old, new, edit, run, advance) for run in runs(edit))
+    if divisible(edit):
+        return all(_block_folds(old, new, block, advance) for block in blocks(edit))
+    before, after = old.whole(), new.whole()
+    if len(edit.axes) == 1 and edit.axes[0].axis == 0 and before.ndim > 1:
+        good = _columns_fold(before, after, edit, old.dtype)
+    else:
+        good = _folds(before, after, edit, old.dtype)
+    advance(after.nbytes)
+    return good
 
 
 def _loses(edit: TensorEdit) -> bool:
@@ -73,41 +102,85 @@ def _loses(edit: TensorEdit) -> bool:
     return any(len(np.unique(axis.index[axis.index >= 0])) < edit.before[axis.axis] for axis in edit.axes)
 
 
-def _same_bits(before: Any, after: Any) -> bool:
-    import torch
+def _same_bits(old: Source, new: Source, old_start: int, new_start: int, count: int, advance: Advance) -> bool:
+    """Whether runs of elements are the same, bit for bit."""
+    for done in range(0, count, _COMPARED):
+        length = min(_COMPARED, count - done)
+        one, other = old.flat(old_start + done, length), new.flat(new_start + done, length)
+        if not np.array_equal(one.view(np.uint8), other.view(np.uint8)):
+            return False
+        advance(other.nbytes)
+    return True
 
-    if before.shape != after.shape or before.dtype != after.dtype:
-        return False
-    if before.dtype.is_floating_point:
-        width = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}[before.element_size()]
-        before, after = before.contiguous().view(width), after.contiguous().view(width)
-    return bool(torch.equal(before, after))
+
+def _run_folds(old: Source, new: Source, edit: TensorEdit, run: Run, advance: Advance) -> bool:
+    inner = math.prod(edit.after[1:])
+    if run.old >= 0:
+        return _same_bits(old, new, run.old * inner, run.first * inner, (run.last - run.first) * inner, advance)
+    return all(_block_folds(old, new, block, advance) for block in blocks(edit, run.first, run.last))
 
 
-def _folds(before: Any, after: Any, edit: TensorEdit, torch: Any) -> bool:
+def _block_folds(old: Source, new: Source, block: Block, advance: Advance) -> bool:
+    after = new.rows(block.first, block.last)
+    advance(after.nbytes)
+    return _folds(old.rows(block.old_first, block.old_last), after, block.edit, old.dtype)
+
+
+def _columns_fold(before: Array, after: Array, edit: TensorEdit, dtype: str) -> bool:
+    """Where only axis 0 changes, its columns are independent of each other."""
+    before, after = (values.reshape(values.shape[0], -1) for values in (before, after))
+    step = max(1, ELEMENTS // max(1, len(before), len(after)))
+    for first in range(0, before.shape[1], step):
+        one, other = before[:, first : first + step], after[:, first : first + step]
+        if not _folds(one, other, dataclasses.replace(edit, before=one.shape, after=other.shape), dtype):
+            return False
+    return True
+
+
+def _folds(before: Array, after: Array, edit: TensorEdit, dtype: str) -> bool:
     """Whether what was kept, what copies share and what was started is as the edit says."""
-    if tuple(after.shape) != edit.after or after.dtype != before.dtype:
-        return False
-    expected, folded = before, after.to(torch.float64)
+    expected, folded = before, after
+    if any(axis.sharing for axis in edit.axes):
+        folded = widen(after, dtype)  # (sums of copies need not be numbers of the dtype)
     for axis in edit.axes:
-        expected = absorbed(expected, axis)
+        expected = absorbed(expected, axis, dtype)
     for axis in reversed(edit.axes):
         for sharing in reversed(axis.sharing):
-            first, second = torch.from_numpy(sharing.first), torch.from_numpy(sharing.second)
-            folded = folded.index_add(axis.axis, first, folded.index_select(axis.axis, second))
+            total = np.take(folded, sharing.first, axis.axis) + np.take(folded, sharing.second, axis.axis)
+            put(folded, axis.axis, sharing.first, total)
     kept = {axis.axis: _kept(axis) for axis in edit.axes}
-    if not all(
-        _is_harmless(folded, edit, axis, torch) and _is_started(before, folded, edit, axis, kept, torch)
-        for axis in edit.axes
-    ):
+    wide = _Wide(folded, dtype)
+    if not all(_is_harmless(wide, edit, axis) and _is_started(before, wide, edit, axis, kept) for axis in edit.axes):
         return False
     for axis in edit.axes:
-        folded = _select(folded, axis.axis, kept[axis.axis], torch)
-        expected = _select(expected, axis.axis, axis.index[kept[axis.axis]], torch)
+        folded = np.take(folded, kept[axis.axis], axis.axis)
+        expected = np.take(expected, axis.index[kept[axis.axis]], axis.axis)
     if edit.rescales:
-        expected = rescaled(expected, edit, kept)
+        expected = rescaled(expected, edit, dtype, kept)
+    if folded.dtype == expected.dtype and not any(axis.sharing for axis in edit.axes):
+        return np.array_equal(folded.view(np.uint8), expected.view(np.uint8)) or _equal(folded, expected, dtype)
     # A negative zero that was halved and summed comes back as zero: equal numbers are what counts here.
-    return bool(torch.equal(folded.to(before.dtype), expected))
+    return bool((folded == widen(expected, dtype)).all())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Wide:
+    """A tensor of which parts are looked at as float64."""
+
+    values: Array
+    dtype: str
+
+    def take(self, axis: int, places: IndexMap) -> _Wide:
+        return _Wide(np.take(self.values, places, axis), self.dtype)
+
+    @property
+    def numbers(self) -> Array:
+        is_wide = self.values.dtype == np.float64
+        return self.values if is_wide else widen(self.values, self.dtype)
+
+
+def _equal(one: Array, other: Array, dtype: str) -> bool:
+    return bool((widen(one, dtype) == widen(other, dtype)).all())
 
 
 def _kept(axis: AxisEdit) -> IndexMap:
@@ -120,52 +193,48 @@ def _summed(axis: AxisEdit) -> IndexMap:
     return np.concatenate([np.zeros(0, dtype=np.int64), *(sharing.second for sharing in axis.sharing)])
 
 
-def _select(tensor: Any, axis: int, places: IndexMap, torch: Any) -> Any:
-    return tensor.index_select(axis, torch.from_numpy(np.ascontiguousarray(places)))
-
-
-def _is_harmless(folded: Any, edit: TensorEdit, axis: AxisEdit, torch: Any) -> bool:
+def _is_harmless(folded: _Wide, edit: TensorEdit, axis: AxisEdit) -> bool:
     """Readers of fresh units: zero, or cancelling in pairs."""
     if not len(axis.zero):
         return True
-    for other in edit.axes:
-        if other.axis != axis.axis and other.sharing:
-            left = np.setdiff1d(np.arange(len(other.index)), _summed(other))
-            folded = _select(folded, other.axis, left, torch)
     first, second = axis.opposed
     lone = np.setdiff1d(axis.zero, np.concatenate([first, second]))
-    sums = _select(folded, axis.axis, first, torch) + _select(folded, axis.axis, second, torch)
-    return not bool(_select(folded, axis.axis, lone, torch).any()) and not bool(sums.any())
+    for other in edit.axes:
+        if other.axis != axis.axis and other.sharing:
+            folded = folded.take(other.axis, np.setdiff1d(np.arange(len(other.index)), _summed(other)))
+    sums = folded.take(axis.axis, first).numbers + folded.take(axis.axis, second).numbers
+    return not folded.take(axis.axis, lone).numbers.any() and not sums.any()
 
 
-def _is_started(
-    before: Any, folded: Any, edit: TensorEdit, axis: AxisEdit, kept: Mapping[int, IndexMap], torch: Any
-) -> bool:
+def _is_started(before: Array, folded: _Wide, edit: TensorEdit, axis: AxisEdit, kept: Mapping[int, IndexMap]) -> bool:
     """What makes fresh units: finite, and where equality rests on it, zero, the mean, or pairwise the same."""
-    if not bool(_select(folded, axis.axis, np.flatnonzero(axis.index < 0), torch).isfinite().all()):
+    dtype = folded.dtype
+    if not np.isfinite(folded.take(axis.axis, np.flatnonzero(axis.index < 0)).numbers).all():
         return False
+    constant = CONSTANTS.get(edit.start)
+    if not (len(axis.blank) or axis.mirror or axis.mean or constant is not None):
+        return True
     for other in edit.axes:
         if other.axis != axis.axis:
-            folded = _select(folded, other.axis, kept[other.axis], torch)
-    if bool(_select(folded, axis.axis, axis.blank, torch).any()):
+            folded = folded.take(other.axis, kept[other.axis])
+    if folded.take(axis.axis, axis.blank).numbers.any():
         return False
     for mirrored in axis.mirror:
-        first, second = (_select(folded, axis.axis, places, torch) for places in mirrored)
-        if not torch.equal(first, second):
+        first, second = (folded.take(axis.axis, places).numbers for places in mirrored)
+        if not np.array_equal(first, second):
             return False
-    constant = CONSTANTS.get(edit.start)
     if constant is not None:
-        started = _select(folded, axis.axis, axis.start, torch)
-        wanted = torch.full(started.shape, constant, dtype=before.dtype)
-        wanted = rescaled(wanted, edit, {**kept, axis.axis: axis.start}) if edit.rescales else wanted
-        if not torch.equal(started, wanted.to(started.dtype)):
+        started = folded.take(axis.axis, axis.start).numbers
+        wanted = narrow(np.full(started.shape, constant), dtype)
+        wanted = rescaled(wanted, edit, dtype, {**kept, axis.axis: axis.start}) if edit.rescales else wanted
+        if not np.array_equal(started, widen(wanted, dtype)):
             return False
     for averaging in axis.mean:
-        wanted = means(before, edit, axis, averaging)
+        wanted = means(before, edit, axis, averaging, dtype)
         for other in edit.axes:
             if other.axis != axis.axis:
-                wanted = _select(wanted, other.axis, kept[other.axis], torch)
-        found = _select(folded, axis.axis, averaging.places, torch).to(before.dtype)
-        if not torch.equal(found, wanted):
+                wanted = np.take(wanted, kept[other.axis], other.axis)
+        found = folded.take(axis.axis, averaging.places).numbers
+        if not np.array_equal(narrow(found, dtype), wanted):
             return False
     return True

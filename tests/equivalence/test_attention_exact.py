@@ -30,6 +30,7 @@ from netgrow_cli.topology.spec import parse_spec
 from netgrow_cli.topology.trace.inputs import Given
 from netgrow_cli.topology.trace.source import trace_model, trace_source
 from tests.equivalence.edits import Edit, edit, inputs, randomise, save, spec_of
+from tests.equivalence.test_foldback import sources
 
 EXACT = 1e-12
 TIME = 5
@@ -700,7 +701,7 @@ def test_several_widths_at_once(tmp_path: Path, seed: int) -> None:
                 changes.append(expand(other.id, other.size, 2, init))
     plan = make_plan(topology, infos, changes)
     new = {name: apply_edit(t, plan.edits[name], seed) if name in plan.edits else t for name, t in old.items()}
-    assert not fold_back(topology, plan, old.__getitem__, new.__getitem__).differing
+    assert not fold_back(topology, plan, *map(sources, (old.__getitem__, new.__getitem__))).differing
     shapes = {name: TensorInfo(name, tuple(t.shape), "F64") for name, t in new.items()}
     changed = solve(parse_spec(rewrite_spec(source, graph, plan), "the new spec").graph(shapes), shapes)
     given = {"x": inputs(3, TIME, 6, seed=seed)}

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import netgrow_cli
+from netgrow_cli.checkpoint.source import Open, tensor_source
 from netgrow_cli.jobs.job import Options, opened
 from netgrow_cli.jobs.record import fold_back_record
 from netgrow_cli.proof.foldback import FoldBack, fold_back
@@ -27,8 +28,12 @@ from tests.equivalence.test_surgery_exact import MLP, Mlp, Normed, normed
 Tensors = dict[str, torch.Tensor]
 
 
+def sources(read: Callable[[str], torch.Tensor]) -> Open:
+    return lambda name: tensor_source(read(name))
+
+
 def folded(network: Network, plan: Plan, new: Tensors) -> FoldBack:
-    return fold_back(network.solved(), plan, network.read, new.__getitem__)
+    return fold_back(network.solved(), plan, *map(sources, (network.read, new.__getitem__)))
 
 
 def planned(path: Path, choose: Callable[[list[tuple[int, int]]], list[WidthChange]]) -> tuple[Network, Plan, Tensors]:
