@@ -17,7 +17,8 @@ from torch import nn
 
 from netgrow_cli.checkpoint import open_checkpoint
 from netgrow_cli.checkpoint.compare import compare
-from netgrow_cli.checkpoint.values import _FLOAT8, _float8_table, difference
+from netgrow_cli.checkpoint.numbers import _FLOAT8, _float8_table
+from netgrow_cli.checkpoint.values import difference
 from netgrow_cli.commands.convert import convert
 from netgrow_cli.commands.diff import diff
 from netgrow_cli.errors import CheckpointError, UsageError

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 
 # One system call moves less than 2 GiB on Linux, and some other systems refuse more.
@@ -28,6 +29,18 @@ def _pwrite(fd: int, data: memoryview, offset: int) -> int:
         return os.pwrite(fd, data, offset)
     os.lseek(fd, offset, os.SEEK_SET)
     return os.write(fd, data)
+
+
+def open_empty(path: Path) -> FileIO:
+    """A file to write, made or emptied.
+
+    One that is empty already, as a staged output is, is not emptied once more: ext4 takes that for a file that is
+    being replaced, and waits for the disk when it is closed.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+    if os.fstat(descriptor).st_size:
+        os.ftruncate(descriptor, 0)
+    return FileIO(descriptor, "r+")
 
 
 def read_at(fd: int, offset: int, count: int) -> bytes:

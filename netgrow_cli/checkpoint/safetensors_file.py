@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from netgrow_cli.checkpoint.dtypes import SAFETENSORS_BITS, nbytes, torch_form
 from netgrow_cli.checkpoint.names import choose_prefix
-from netgrow_cli.checkpoint.positioned import naming, read_at, read_into, write_at
+from netgrow_cli.checkpoint.positioned import naming, open_empty, read_at, read_into, write_at
 from netgrow_cli.checkpoint.safetensors_header import (
     Entry,
     Header,
@@ -134,7 +134,7 @@ class SafetensorsWriter(Writer):
         self._path = path
         self._data_start = len(head)
         self._missing: dict[str, Entry] = {entry.info.name[len(prefix) :]: entry for entry in entries}
-        self._file = path.open("wb", buffering=0)
+        self._file = open_empty(path)
         with naming(path):
             write_at(self._file.fileno(), 0, head)
 

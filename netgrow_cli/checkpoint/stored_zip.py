@@ -10,7 +10,7 @@ import struct
 import zlib
 from pathlib import Path
 
-from netgrow_cli.checkpoint.positioned import naming, write_at
+from netgrow_cli.checkpoint.positioned import naming, open_empty, write_at
 
 # torch maps storages into memory where they lie and wants them aligned.
 _ALIGNMENT = 64
@@ -32,7 +32,7 @@ class StoredZip:
         self._zip64_from = zip64_from
         self._position = 0
         self._directory: list[bytes] = []
-        self._file = path.open("wb", buffering=0)
+        self._file = open_empty(path)
 
     def add(self, name: str, data: bytes | memoryview) -> None:
         """Write one record."""

@@ -115,7 +115,8 @@ class Draws:
         """Normal noise for one level of sharing along an axis, of the size that is relative to each column's."""
         sharing = axis.sharing[level]
         drawn = self._generator(f"noise:{axis.axis}:{level}").standard_normal(shape)
-        size = self.size(axis)[axis.index[sharing.first]] * np.abs(axis.gain[sharing.first] * self._edit.gain)
+        olds = axis.index[sharing.first]
+        size = np.where(olds < 0, 0.0, self.size(axis)[olds]) * np.abs(axis.gain[sharing.first] * self._edit.gain)
         size = size * (sharing.noise * 0.5**level)  # (at each level a share is half the one before)
         across = [1] * len(shape)
         across[axis.axis] = -1

@@ -1,0 +1,108 @@
+"""A tensor's stored elements, read piece by piece: from a region of a file, or from memory."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from netgrow_cli.checkpoint.numbers import stored_dtype
+from netgrow_cli.checkpoint.positioned import read_into
+from netgrow_cli.checkpoint.types import Checkpoint, Region
+from netgrow_cli.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+_SAMPLED = 1 << 16
+_RUNS = 64
+
+
+class Source(abc.ABC):
+    """A tensor of the given shape and dtype (in safetensors' words). What it hands out is not to be written to."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
+        self.shape = shape
+        self.dtype = dtype
+
+    @abc.abstractmethod
+    def flat(self, start: int, count: int) -> Array:
+        """`count` stored elements from the `start`-th, in row-major order."""
+
+    @property
+    def size(self) -> int:
+        """How many elements there are."""
+        return math.prod(self.shape)
+
+    def rows(self, first: int, last: int) -> Array:
+        """Entries first..last-1 along axis 0."""
+        inner = math.prod(self.shape[1:])
+        return self.flat(first * inner, (last - first) * inner).reshape(last - first, *self.shape[1:])
+
+    def whole(self) -> Array:
+        """All of it."""
+        return self.flat(0, self.size).reshape(self.shape)
+
+    def sample(self) -> Array:
+        """All of a small tensor; of a large one some ten thousand elements from evenly spaced places."""
+        if self.size <= _SAMPLED:
+            return self.flat(0, self.size)
+        length, step = _SAMPLED // _RUNS, self.size // _RUNS
+        return np.concatenate([self.flat(run * step, length) for run in range(_RUNS)])
+
+
+class ArraySource(Source):
+    """A tensor in memory."""
+
+    def __init__(self, values: Array, dtype: str) -> None:
+        super().__init__(values.shape, dtype)
+        self._values = np.ascontiguousarray(values).reshape(-1)
+
+    def flat(self, start: int, count: int) -> Array:
+        return self._values[start : start + count]
+
+
+class RegionSource(Source):
+    """A tensor in a file."""
+
+    def __init__(self, region: Region, shape: tuple[int, ...], dtype: str, where: str) -> None:
+        super().__init__(shape, dtype)
+        self.region = region
+        self._where = where
+
+    def flat(self, start: int, count: int) -> Array:
+        values = np.empty(count, stored_dtype(self.dtype))
+        if count:
+            offset = self.region.start + start * values.itemsize
+            try:
+                read_into(self.region.fd, offset, values.view(np.uint8).data)
+            except EOFError as error:
+                raise CheckpointError(f"{self._where}: {error}; something else is changing it") from None
+        return values
+
+
+Open = Callable[[str], Source]
+
+
+def source_of(checkpoint: Checkpoint, name: str) -> Source:
+    """One tensor of a checkpoint."""
+    region, info = checkpoint.region(name), checkpoint.tensors[name]
+    if region is not None:
+        return RegionSource(region, info.shape, info.dtype, f"{checkpoint.path}: tensor {name!r}")
+    return tensor_source(checkpoint.read(name), info.dtype)
+
+
+def tensor_source(tensor: torch.Tensor, dtype: str | None = None) -> Source:
+    """A torch tensor, whose memory is shared where it lies in one run."""
+    from netgrow_cli.checkpoint.dtypes import name_of
+    from netgrow_cli.checkpoint.tensor_bytes import as_bytes
+
+    dtype = dtype or name_of(tensor.dtype) or "U8"
+    values = np.frombuffer(as_bytes(tensor), stored_dtype(dtype))
+    return ArraySource(values.reshape(tuple(tensor.shape)) if values.size == tensor.numel() else values, dtype)

@@ -1,0 +1,105 @@
+"""A plan is carried out: every tensor of the checkpoint goes to the new file, streamed where both files allow it."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from netgrow_cli.checkpoint import Checkpoint, TensorInfo, Writer
+from netgrow_cli.checkpoint.numbers import narrow, widen
+from netgrow_cli.checkpoint.positioned import write_at
+from netgrow_cli.checkpoint.source import ArraySource, Source, source_of
+from netgrow_cli.checkpoint.transfer import Advance, copy, in_parallel, nothing
+from netgrow_cli.checkpoint.types import Region
+from netgrow_cli.surgery.edit import Draws, edited
+from netgrow_cli.surgery.plan import Plan
+from netgrow_cli.surgery.stream import edit_into
+from netgrow_cli.topology.solve import Topology
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """What is to be done: a plan for the tensors of a checkpoint, and constants that are added to some first."""
+
+    checkpoint: Checkpoint
+    topology: Topology
+    plan: Plan
+    patches: Mapping[str, Any]
+    seed: int
+    advance: Advance = nothing
+
+    def infos(self) -> list[TensorInfo]:
+        """The new tensors."""
+        return [
+            dataclasses.replace(info, shape=self.plan.shape(self.topology, info))
+            for info in self.checkpoint.tensors.values()
+        ]
+
+    def write(self, writer: Writer) -> None:
+        """Give all tensors to the writer, in its order, or fill their regions; `finish` is left to the caller."""
+        regions: list[tuple[str, Region]] = []
+        for name in self.checkpoint.tensors:
+            region = writer.region(name)
+            if region is None:
+                self._give(writer, name)
+            else:
+                regions.append((name, region))
+        list(in_parallel(self._fill, _interleaved(regions)))
+
+    def _fill(self, task: tuple[str, Region]) -> None:
+        """One tensor's bytes to where they go."""
+        name, new = task
+        edit, old = self._edit(name), self.checkpoint.region(name)
+        if edit is not None or self._patch(name) is not None:
+            source = self._source(name)
+            if edit is not None:
+                edit_into(source, edit, self.seed, new, self.advance)
+            else:
+                write_at(new.fd, new.start, source.whole().reshape(-1).view(np.uint8).data)
+        elif old is not None:
+            copy(old, new, self.advance)
+        else:
+            write_at(new.fd, new.start, self.checkpoint.read_bytes(name))
+            self.advance(new.size)
+
+    def _give(self, writer: Writer, name: str) -> None:
+        from netgrow_cli.checkpoint.tensor_bytes import from_stored
+
+        edit, source = self._edit(name), None
+        if edit is not None or self._patch(name) is not None:
+            source = self._source(name)
+        if source is None:
+            tensor = self.checkpoint.read(name)
+        else:
+            values = source.whole()
+            if edit is not None:
+                values = edited(values, edit, Draws(self.seed, edit, source))
+            tensor = from_stored(values, source.dtype)
+        writer.write(name, tensor)
+        self.advance(tensor.numel() * tensor.element_size())
+
+    def _edit(self, name: str) -> Any:
+        return self.plan.edits.get(self.topology.aliases[name])
+
+    def _patch(self, name: str) -> Any:
+        return self.patches.get(self.topology.aliases[name])
+
+    def _source(self, name: str) -> Source:
+        source, patch = source_of(self.checkpoint, name), self._patch(name)
+        if patch is None:
+            return source
+        patched = widen(source.whole(), source.dtype) + patch.double().numpy()
+        return ArraySource(narrow(patched, source.dtype), source.dtype)
+
+
+def _interleaved(tasks: Sequence[tuple[str, Region]]) -> list[tuple[str, Region]]:
+    """Now from one file, now from another: the system lets only one at a time write to a file."""
+    by_file: dict[int, list[tuple[str, Region]]] = {}
+    for task in tasks:
+        by_file.setdefault(task[1].fd, []).append(task)
+    rounds = itertools.zip_longest(*by_file.values())
+    return [task for group in rounds for task in group if task is not None]
