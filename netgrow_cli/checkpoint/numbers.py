@@ -72,9 +72,17 @@ def narrow(numbers: Array, dtype: str) -> Array:
     with np.errstate(over="ignore"):
         if dtype != "BF16":
             return numbers.astype(_NUMPY[dtype])
-        bits = numbers.astype(np.float32).view(np.uint32)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    return np.where(np.isnan(numbers), _BFLOAT_NAN, rounded).astype(np.uint16)
+        single = numbers.astype(np.float32, copy=False)
+    bits = single.view(np.uint32)
+    rounded = bits >> 16
+    rounded &= 1
+    rounded += 0x7FFF
+    rounded += bits
+    rounded >>= 16
+    found = rounded.astype(np.uint16)
+    if (not_numbers := np.isnan(single)).any():
+        found[not_numbers] = _BFLOAT_NAN
+    return found
 
 
 def all_finite(stored: Array, dtype: str) -> bool:

@@ -159,13 +159,13 @@ def _folds(before: Array, after: Array, edit: TensorEdit, dtype: str) -> bool:
         for sharing in reversed(axis.sharing):
             total = np.take(folded, sharing.first, axis.axis) + np.take(folded, sharing.second, axis.axis)
             put(folded, axis.axis, sharing.first, total)
-    kept = {axis.axis: _kept(axis) for axis in edit.axes}
+    kept = {axis.axis: axis.kept for axis in edit.axes}
     wide = _Wide(folded, dtype)
     if not all(_is_harmless(wide, edit, axis) and _is_started(before, wide, edit, axis, kept) for axis in edit.axes):
         return False
     for axis in edit.axes:
-        folded = np.take(folded, kept[axis.axis], axis.axis)
-        expected = np.take(expected, axis.index[kept[axis.axis]], axis.axis)
+        folded = _taken(folded, axis.kept, axis.axis)
+        expected = _taken(expected, axis.index[axis.kept], axis.axis)
     if edit.rescales:
         expected = rescaled(expected, edit, dtype, kept)
     if folded.dtype == expected.dtype and not any(axis.sharing for axis in edit.axes):
@@ -182,7 +182,7 @@ class _Wide:
     dtype: str
 
     def take(self, axis: int, places: IndexMap) -> _Wide:
-        return _Wide(np.take(self.values, places, axis), self.dtype)
+        return _Wide(_taken(self.values, places, axis), self.dtype)
 
     @property
     def numbers(self) -> Array:
@@ -190,18 +190,15 @@ class _Wide:
         return self.values if is_wide else widen(self.values, self.dtype)
 
 
+def _taken(values: Array, places: IndexMap, axis: int) -> Array:
+    """What stands at indices of one axis; not copied where they follow each other."""
+    if len(places) and places[-1] - places[0] == len(places) - 1 and bool((np.diff(places) == 1).all()):
+        return values[(slice(None),) * axis + (slice(int(places[0]), int(places[-1]) + 1),)]
+    return np.take(values, places, axis)
+
+
 def _equal(one: Array, other: Array, dtype: str) -> bool:
     return bool((widen(one, dtype) == widen(other, dtype)).all())
-
-
-def _kept(axis: AxisEdit) -> IndexMap:
-    """New indices that hold an old one's numbers; of those that share them, the one that they were summed in."""
-    return np.setdiff1d(np.flatnonzero(axis.index >= 0), _summed(axis))
-
-
-def _summed(axis: AxisEdit) -> IndexMap:
-    """New indices whose numbers were added to others'."""
-    return np.concatenate([np.zeros(0, dtype=np.int64), *(sharing.second for sharing in axis.sharing)])
 
 
 def _is_harmless(folded: _Wide, edit: TensorEdit, axis: AxisEdit) -> bool:
@@ -209,18 +206,17 @@ def _is_harmless(folded: _Wide, edit: TensorEdit, axis: AxisEdit) -> bool:
     if not len(axis.zero):
         return True
     first, second = axis.opposed
-    lone = np.setdiff1d(axis.zero, np.concatenate([first, second]))
     for other in edit.axes:
         if other.axis != axis.axis and other.sharing:
-            folded = folded.take(other.axis, np.setdiff1d(np.arange(len(other.index)), _summed(other)))
+            folded = folded.take(other.axis, other.unsummed)
     sums = folded.take(axis.axis, first).numbers + folded.take(axis.axis, second).numbers
-    return not folded.take(axis.axis, lone).numbers.any() and not sums.any()
+    return not folded.take(axis.axis, axis.lone).numbers.any() and not sums.any()
 
 
 def _is_started(before: Array, folded: _Wide, edit: TensorEdit, axis: AxisEdit, kept: Mapping[int, IndexMap]) -> bool:
     """What makes fresh units: finite, and where equality rests on it, zero, the mean, or pairwise the same."""
     dtype = folded.dtype
-    if not np.isfinite(folded.take(axis.axis, np.flatnonzero(axis.index < 0)).numbers).all():
+    if not np.isfinite(folded.take(axis.axis, axis.fresh).numbers).all():
         return False
     constant = CONSTANTS.get(edit.start)
     if not (len(axis.blank) or axis.mirror or axis.mean or constant is not None):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 
@@ -83,6 +84,29 @@ class AxisEdit:
     scale: Factors
     carried: IndexMap
     gain: Factors
+
+    @functools.cached_property
+    def fresh(self) -> IndexMap:
+        """New indices that come from no old one."""
+        return np.flatnonzero(self.index < 0)
+
+    @functools.cached_property
+    def unsummed(self) -> IndexMap:
+        """New indices whose numbers are not shares that folding back adds to others'."""
+        alone = np.ones(len(self.index), dtype=bool)
+        for sharing in self.sharing:
+            alone[sharing.second] = False
+        return np.flatnonzero(alone)
+
+    @functools.cached_property
+    def kept(self) -> IndexMap:
+        """New indices that hold an old one's numbers; of those that share them, the one that they are summed in."""
+        return self.unsummed[self.index[self.unsummed] >= 0]
+
+    @functools.cached_property
+    def lone(self) -> IndexMap:
+        """Of `zero`, those that have no opposite."""
+        return self.zero[~np.isin(self.zero, np.concatenate(self.opposed))]
 
 
 @dataclasses.dataclass(frozen=True)
