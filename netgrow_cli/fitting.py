@@ -149,14 +149,19 @@ def _follows(topology: Topology, site: Site) -> bool:
 def _set(modules: Mapping[str, Any], place: str, value: Any) -> None:
     """Set an attribute that the model has; a spec may come from another version of its code.
 
-    A buffer of one number repeated, which is in no checkpoint, is repeated that often.
+    A buffer of one number repeated, which is in no checkpoint, is repeated that often. `bias_shape[2]` is one entry.
     """
     path, _, name = place.rpartition(".")
+    name, _, entry = name.partition("[")
     module = modules.get(path)
     held = getattr(module, name, None)
     if module is None or held is None:
         return
-    if name in module._buffers and held.dim() == 1:
+    if entry and isinstance(held, (tuple, list)):
+        held = list(held)
+        held[int(entry[:-1])] = value
+        setattr(module, name, type(getattr(module, name))(held))
+    elif name in module._buffers and held.dim() == 1:
         module._buffers[name] = held[:1].repeat(int(value))
     elif isinstance(held, (int, float, tuple)):
         setattr(module, name, value)

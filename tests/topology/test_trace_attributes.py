@@ -256,6 +256,41 @@ def test_a_layer_that_runs_for_nothing_follows(tmp_path: Path) -> None:
     assert case.same(output).idle.in_features == 11
 
 
+class Offsets(nn.Module):
+    """A bias for each head, whose shape another module keeps in a tuple and uses in a method."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias_shape = (LENGTH, LENGTH, HEADS)
+        self.table = nn.Parameter(torch.randn(LENGTH * LENGTH, HEADS))
+
+    def get_bias(self):
+        return self.table.view(self.bias_shape).permute(2, 0, 1).unsqueeze(0)
+
+
+class Shifted(Attention):
+    def __init__(self) -> None:
+        super().__init__()
+        self.offsets = Offsets()
+
+    def forward(self, x):
+        x = self.into(x)
+        b, t, _ = x.shape
+        q, k, v = self.qkv(x).view(b, t, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        bias = self.offsets.get_bias()
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.out(x + self.back(mixed.transpose(1, 2).flatten(2)))
+
+
+def test_a_number_that_another_module_s_method_uses(tmp_path: Path) -> None:
+    case = saved(Shifted, tmp_path)
+    assert any("offsets.bias_shape[2]" in text for text in case.coded)
+    report, output = case.change("expand", case.name("back.weight", 1, 0), add=2)
+    assert {entry.attribute for entry in report.plan.code} == {"num_heads", "offsets.bias_shape[2]"}
+    model = case.same(output)
+    assert model.num_heads == HEADS + 2 and model.offsets.bias_shape == (LENGTH, LENGTH, HEADS + 2)
+
+
 class Kept(nn.Module):
     """What modules keep beside parameters: a norm's shape, a buffer of zeros, a version."""
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from netgrow_cli.topology.trace.methods import held_in_method
 from netgrow_cli.topology.trace.reading import frames, module_paths, operation
 
 # Numbers of a module that are no sizes, whatever their value.
@@ -47,6 +48,9 @@ class Attributes:
         """
         if isinstance(value, bool) or not isinstance(value, (int, float, tuple)) or value in (0, 1, -1):
             return None
+        inside = self._in_method(node, what, value)
+        if inside is not None:
+            return inside
         stated, named = _stated_in_call(node, what, count), words(node)
         if stated.times != 1 and (not isinstance(value, int) or value % stated.times):
             return None
@@ -57,6 +61,17 @@ class Attributes:
                 place = f"{path}.{found}" if path else found
                 return place if stated.times == 1 else f"{stated.times} * {place}"
         return None
+
+    def _in_method(self, node: Any, what: str, value: Any) -> str | None:
+        """The attribute that a method holds which the innermost line calls, where it does not make the call itself."""
+        place, lines = re.fullmatch(r"\w+\[(\d+)\]", what), frames(node)
+        path = next(self._around(node), None)
+        if place is None or not lines or path is None or not isinstance(value, int):
+            return None
+        if _call_at(*lines[-1], _family(node)) is not None:
+            return None
+        found = held_in_method(self._modules[path], lines[-1], _family(node), int(place[1]), value)
+        return f"{path}.{found}" if found and path else found
 
     def _around(self, node: Any) -> Iterator[str]:
         """The modules that a node belongs to, innermost first."""
