@@ -125,7 +125,8 @@ def _stated_in_call(node: Any, what: str, count: int) -> Stated:
             continue
         arguments = _entries(list(call.args), file, line)
         position = int(place[1] or 0) if place else 0
-        if any(isinstance(part, ast.Starred) for part in arguments):  # `(*shape, -1, head_dim)`: counted from the end
+        starred = next((n for n, part in enumerate(arguments) if isinstance(part, ast.Starred)), len(arguments))
+        if starred <= position and starred < len(arguments):  # `(*shape, -1, head_dim)`: counted from the end
             arguments = list(itertools.takewhile(lambda part: not isinstance(part, ast.Starred), reversed(arguments)))
             position = count - 1 - position
         if place is None or position >= len(arguments):

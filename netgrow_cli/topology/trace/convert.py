@@ -283,8 +283,12 @@ class Converter:
                     self._given.setdefault(path, {}).setdefault(self._values[part], shape(part)[-1])
 
     def holds(self, node: Any, what: str, size: int, count: int = 1) -> bool:
-        """Whether a module holds a size that a reshape or a range leaves as it is, so that the code states it."""
-        return size != self.batch and self._attributes.of(node, what, size, count) is not None
+        """Whether a module holds a size that a reshape or a range leaves as it is, so that the code states it, or
+        takes it from the shape of something else."""
+        if size == self.batch:
+            return False
+        held = self._attributes.of(node, what, size, count) or self._computed(node, what, size, count)
+        return held is not None
 
     def names(self, node: Any, size: int) -> bool:
         """Whether the line of a node names an attribute that holds a size."""
