@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from netgrow_cli.checkpoint import Checkpoint, open_checkpoint
+from netgrow_cli.checkpoint import Checkpoint, checkpoint_path, open_checkpoint
 from netgrow_cli.errors import CheckpointError, NetgrowError, UsageError
 from netgrow_cli.topology.discover import find_spec, place_of_tensors
 from netgrow_cli.topology.layout import leaves
@@ -37,7 +37,7 @@ def fit(
     Raises CheckpointError where names do not match, UsageError where a size cannot be told or one number of the model
     would have to be two.
     """
-    path = Path(path)
+    path = checkpoint_path(Path(path))
     stated = Path(spec) if spec is not None else None
     key, prefix = place_of_tensors(path, stated, key, prefix)
     with open_checkpoint(path, key=key, prefix=prefix) as checkpoint:

@@ -1,10 +1,14 @@
-"""Which format a file has, by its first bytes and never by its name, and what it is if it is none."""
+"""Which format a file has, by its first bytes and never by its name, and what it is if it is none.
+
+A folder is known by the names of its files.
+"""
 
 from __future__ import annotations
 
 import stat
 from pathlib import Path
 
+from netgrow_cli.checkpoint.folder_index import find_weights
 from netgrow_cli.checkpoint.safetensors_header import MAX_HEADER
 from netgrow_cli.errors import CheckpointError
 
@@ -43,10 +47,12 @@ def first_bytes(path: Path, count: int = 64) -> bytes:
 
 
 def detect(path: Path) -> str:
-    """The kind of file: "safetensors", "zip" (torch) or "legacy" (torch before 1.6).
+    """The kind of file: "safetensors", "zip" (torch) or "legacy" (torch before 1.6); "folder" for one with weights.
 
     CheckpointError says what it is instead.
     """
+    if path.is_dir() and find_weights(path) is not None:
+        return "folder"
     first = first_bytes(path)
     looks_like_header = first[8:9] in (b"{", b" ", b"\t", b"\n", b"\r")
     if looks_like_header and 0 < int.from_bytes(first[:8], "little") <= MAX_HEADER:
