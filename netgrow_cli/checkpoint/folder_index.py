@@ -79,7 +79,7 @@ def checkpoint_path(path: Path) -> Path:
     index = _index_of_shard(path)
     if index is not None:
         raise CheckpointError(
-            f"{path} is one shard of a checkpoint, the one of {index.name}; give the folder: {path.parent}"
+            f"{path} is one shard of {index.name}; give the folder: {path.parent}"
         )
     return path
 
@@ -137,7 +137,7 @@ def _by_index(folder: Path, base: str) -> Weights:
     if missing := [file for file in files if not (folder / file).is_file()]:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise CheckpointError(
-            f"{folder}: {len(missing)} of {len(files)} shards that {path.name} names are missing: {shown}"
+            f"{folder}: {len(missing)} of {len(files)} shards of {path.name} are missing: {shown}"
         )
     return Weights(folder, base, files, shard_of, root)
 

@@ -35,7 +35,7 @@ def given(flag: str | tuple[str, ...], text: str, **more: Any) -> Any:
 # -- options ---------------------------------------------------------------------------------------
 
 Checkpoint = Annotated[
-    str, typer.Argument(metavar="CKPT", help="The checkpoint, a file or a folder; - for standard input.")
+    str, typer.Argument(metavar="CKPT", help="The checkpoint, or its folder; - for standard input.")
 ]
 Layer = Annotated[
     list[str] | None, given("--layer", "A layer by name, or a glob; may be given several times.", metavar="NAME")
