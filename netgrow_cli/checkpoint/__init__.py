@@ -51,6 +51,10 @@ def open_checkpoint(
         raise UsageError(f"--shard-size cuts the weights of a folder, and {path} is none")
     if kind == "folder":
         return _open_folder(path, key, prefix, shard_size)
+    if kind == "distributed":
+        from netgrow_cli.checkpoint.distributed import DistributedCheckpoint
+
+        return DistributedCheckpoint(path, key=key, prefix=prefix)
     if kind == "safetensors":
         if key:
             raise CheckpointError(f"{path} is a safetensors file and has no keys; leave out {key!r}")

@@ -44,6 +44,7 @@ class FolderCheckpoint(Checkpoint):
     def __init__(self, weights: Weights, *, prefix: str | None = None, shard_size: int | None = None) -> None:
         self.path = weights.folder
         self.weights = weights
+        self.own_files = weights.own_files
         self.format = weights.format
         self._shard_size = shard_size
         self._shards: dict[str, _Shard] = {}

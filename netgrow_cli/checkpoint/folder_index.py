@@ -78,9 +78,7 @@ def checkpoint_path(path: Path) -> Path:
         return checkpoint_path(path.parent)
     index = _index_of_shard(path)
     if index is not None:
-        raise CheckpointError(
-            f"{path} is one shard of {index.name}; give the folder: {path.parent}"
-        )
+        raise CheckpointError(f"{path} is one shard of {index.name}; give the folder: {path.parent}")
     return path
 
 
@@ -136,9 +134,7 @@ def _by_index(folder: Path, base: str) -> Weights:
     files = tuple(sorted(set(shard_of.values())))
     if missing := [file for file in files if not (folder / file).is_file()]:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise CheckpointError(
-            f"{folder}: {len(missing)} of {len(files)} shards of {path.name} are missing: {shown}"
-        )
+        raise CheckpointError(f"{folder}: {len(missing)} of {len(files)} shards of {path.name} are missing: {shown}")
     return Weights(folder, base, files, shard_of, root)
 
 

@@ -13,12 +13,10 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from netgrow_cli.checkpoint.detect import DISTRIBUTED
 from netgrow_cli.checkpoint.folder_index import BASES, INDEX
 from netgrow_cli.checkpoint.staging import WRITE_ERRORS, Staging, cannot_write, hidden_beside, same_file, sync
 from netgrow_cli.errors import CheckpointError, UsageError
-
-DISTRIBUTED = ".metadata"
-"""What a folder of torch.distributed.checkpoint is known by."""
 
 _SIGNS = (*BASES, *(base + INDEX for base in BASES), DISTRIBUTED, "config.json", "netgrow.json")
 _VERSIONED = (".git", ".hg", ".svn")
@@ -75,9 +73,7 @@ def _refuse_precious(target: Path) -> None:
     """--force replaces checkpoints, and not what else a mistyped name may stand for."""
     names = {entry.name for entry in target.iterdir()}
     if names and names.isdisjoint(_SIGNS):
-        raise UsageError(
-            f"{target} is a folder without a checkpoint, which --force does not replace; pass -o another path"
-        )
+        raise UsageError(f"{target} holds no checkpoint, and --force replaces nothing else; pass -o another path")
     if kept := names.intersection(_VERSIONED):
         raise UsageError(f"{target} holds {min(kept)}, which would be lost; pass -o another path")
 

@@ -34,9 +34,7 @@ def given(flag: str | tuple[str, ...], text: str, **more: Any) -> Any:
 
 # -- options ---------------------------------------------------------------------------------------
 
-Checkpoint = Annotated[
-    str, typer.Argument(metavar="CKPT", help="The checkpoint, or its folder; - for standard input.")
-]
+Checkpoint = Annotated[str, typer.Argument(metavar="CKPT", help="The checkpoint, or its folder; - for standard input.")]
 Layer = Annotated[
     list[str] | None, given("--layer", "A layer by name, or a glob; may be given several times.", metavar="NAME")
 ]

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from netgrow_cli.checkpoint import Checkpoint, check_outputs, staged_outputs
 from netgrow_cli.checkpoint.beside import Beside, look_beside
-from netgrow_cli.checkpoint.folder import FolderCheckpoint
 from netgrow_cli.checkpoint.staged_folder import check_folder, staged_folder
 from netgrow_cli.checkpoint.staging import Staging, require_space, same_file
 from netgrow_cli.errors import CheckpointError, UsageError
@@ -71,12 +70,12 @@ def outputs_of(
     checkpoint: Checkpoint, path: Path, output: Path, *, force: bool, drop_optimizer: bool = False
 ) -> Outputs:
     """The outputs of a change of a checkpoint at `path`. Raises UsageError for a name of another format."""
-    if not isinstance(checkpoint, FolderCheckpoint):
+    if checkpoint.own_files is None:
         _check_ending(checkpoint, path, output)
         return _Files(checkpoint, path, output, force)
     if output.suffix in _FILE_ENDINGS and not output.is_dir():
         raise UsageError(f"{output}: the output of a folder is a folder; `netgrow convert` it then, for a file")
-    beside = look_beside(path, checkpoint.weights.own_files)
+    beside = look_beside(path, checkpoint.own_files)
     return _Folder(path, output, force, drop_optimizer, beside)
 
 

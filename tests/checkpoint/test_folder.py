@@ -23,12 +23,14 @@ INDEX = "model.safetensors.index.json"
 
 def states() -> list[dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
-    made = [
-        {"b.weight": torch.randn(5, 3, generator=generator), "a.weight": torch.randn(2, 3, generator=generator).bfloat16()},
+    return [
+        {
+            "b.weight": torch.randn(5, 3, generator=generator),
+            "a.weight": torch.randn(2, 3, generator=generator).bfloat16(),
+        },
         {"c.count": torch.arange(4), "c.scalar": torch.tensor(2.5), "c.none": torch.empty(0, 3)},
         {"d": torch.randn(7, generator=generator).half(), "e": torch.ones(1)},
     ]
-    return made
 
 
 def sharded(folder: Path, parts: list[dict[str, torch.Tensor]] | None = None, **more: Any) -> Path:
@@ -292,7 +294,9 @@ def test_what_is_no_checkpoint_folder(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is a directory; give the checkpoint file in it"):
         open_checkpoint(tmp_path)
     folder = sharded(tmp_path / "m")
-    with pytest.raises(CheckpointError, match=r"is one shard of model\.safetensors\.index\.json; give the folder: .*m$"):
+    with pytest.raises(
+        CheckpointError, match=r"is one shard of model\.safetensors\.index\.json; give the folder: .*m$"
+    ):
         open_checkpoint(folder / SHARDS[0])
     with pytest.raises(CheckpointError, match="is a folder and has no keys; leave out 'model'"):
         open_checkpoint(folder, key="model")
