@@ -83,11 +83,15 @@ def _convert(
     force: Annotated[bool, given("--force", "Replace an output that exists.")] = False,
     as_json: Annotated[bool, given("--json", "One JSON object on standard output.")] = False,
     key: Annotated[str | None, given("--key", "Where the state dict lies in the checkpoint.")] = None,
+    shard_size: Annotated[
+        str | None, given("--shard-size", "Write a folder with shards: 5GB, 500MiB, bytes.", metavar="SIZE")
+    ] = None,
 ) -> int:
-    """Convert between .pt and .safetensors."""
+    """Convert between .pt and .safetensors, files and folders, and torch.distributed.checkpoint (.dcp)."""
+    from netgrow_cli.checkpoint.sharding import parse_size
     from netgrow_cli.commands.convert import convert
 
-    return convert(ckpt, output, force, as_json, key=key)
+    return convert(ckpt, output, force, as_json, key=key, shard_size=parse_size(shard_size) if shard_size else None)
 
 
 for _command in (

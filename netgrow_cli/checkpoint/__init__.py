@@ -48,7 +48,7 @@ def open_checkpoint(
     path = checkpoint_path(path)
     kind = detect(path)
     if shard_size is not None and kind != "folder":
-        raise UsageError(f"--shard-size cuts the weights of a folder, and {path} is none")
+        raise UsageError(f"--shard-size cuts the weights of a Hugging Face folder, and {path} is none")
     if kind == "folder":
         return _open_folder(path, key, prefix, shard_size)
     if kind == "distributed":

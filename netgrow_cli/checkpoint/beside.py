@@ -64,8 +64,13 @@ class Beside:
     optimizer: tuple[str, ...]
     size: int
 
-    def copy(self, target: Path) -> None:
-        """Copy what goes along into a folder; a file that is already there stays."""
+    def copy(self, target: Path, *, optimizer: bool = False) -> None:
+        """Copy what goes along into a folder; a file that is already there stays. optimizer: its state too."""
+        for name in self.optimizer if optimizer else ():
+            if (self.folder / name).is_dir():
+                shutil.copytree(self.folder / name, target / name)
+            else:
+                shutil.copyfile(self.folder / name, target / name)
         for name in self.carried:
             place = target / name
             if not place.exists():
@@ -73,12 +78,12 @@ class Beside:
                 shutil.copyfile(self.folder / name, place)
                 shutil.copymode(self.folder / name, place)
 
-    def notes(self) -> Iterator[str]:
-        """What people should know: what is left out and why, and what may not fit."""
+    def notes(self, *, unsure: bool = True) -> Iterator[str]:
+        """What people should know: what is left out and why, and what may not fit where shapes change."""
         for why in dict.fromkeys(self.left_out.values()):
             names = [name for name, reason in self.left_out.items() if reason == why]
             yield f"left out, {why}: {_few(names)}"
-        if self.unsure:
+        if self.unsure and unsure:
             yield f"copied as they are, though they may depend on the widths: {_few(list(self.unsure))}"
 
 

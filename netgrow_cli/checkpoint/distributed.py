@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
@@ -32,11 +33,11 @@ from netgrow_cli.checkpoint.names import choose_prefix
 from netgrow_cli.checkpoint.safetensors_file import SafetensorsCheckpoint, SafetensorsWriter
 from netgrow_cli.checkpoint.state_dicts import TreePath, select_state_dict
 from netgrow_cli.checkpoint.tensor_bytes import as_bytes
-from netgrow_cli.checkpoint.torch_load import plain_data
+from netgrow_cli.checkpoint.torch_load import plain_data, why
 from netgrow_cli.checkpoint.torch_tree import rebuild
 from netgrow_cli.checkpoint.torch_writer import DeferredTensor
 from netgrow_cli.checkpoint.types import Checkpoint, Region, TensorInfo, Writer
-from netgrow_cli.errors import CheckpointError, first_line
+from netgrow_cli.errors import CheckpointError
 
 # Tensors wait here, outside of memory, until torch writes all of them at once.
 _SPOOL = ".netgrow-spool"
@@ -118,8 +119,8 @@ class DistributedCheckpoint(Checkpoint):
         try:
             with _alone(load) as alone:
                 load(wanted, storage_reader=_Reader(self.path, self._stored), planner=_Planner(), **alone)
-        except Exception as error:  # torch wraps whatever happened
-            raise CheckpointError(f"{self.path}: {stored!r} cannot be read ({_cause(error)})") from None
+        except Exception as error:  # a damaged record raises anything
+            raise CheckpointError(why(f"{self.path}: {stored!r}", error)) from None
         return wanted[stored]
 
 
@@ -256,13 +257,8 @@ def _alone(function: Any) -> Iterator[dict[str, Any]]:
     known = "no_dist" in inspect.signature(function).parameters
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield {"no_dist": True} if known else {}
-
-
-def _cause(error: BaseException) -> str:
-    """What torch's own exception, which lists one for each process, has inside."""
-    failures = getattr(error, "failures", None)
-    if failures:
-        inner = next(iter(failures.values()))
-        return _cause(inner[0]) if isinstance(inner, tuple) else first_line(error)
-    return f"{type(error).__name__}: {first_line(error)}"
+        try:
+            yield {"no_dist": True} if known else {}
+        except CheckpointException as wrapped:
+            # It is made of whatever was raised in each process, interrupts and full disks too.
+            raise next(iter(wrapped.failures.values()))[0] from None

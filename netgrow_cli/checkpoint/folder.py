@@ -100,8 +100,12 @@ class FolderCheckpoint(Checkpoint):
         for shard in self._shards.values():
             shard.close()
 
+    def file_of(self, name: str) -> str:
+        """The shard that a tensor is in."""
+        return self._file_of[self.prefix + name]
+
     def _shard(self, name: str) -> Checkpoint:
-        return self._shards[self._file_of[self.prefix + name]].opened(len(self._shards))
+        return self._shards[self.file_of(name)].opened(len(self._shards))
 
     def _new_shards(self, stored: Sequence[TensorInfo]) -> dict[str, list[TensorInfo]]:
         if self._shard_size is not None:
@@ -214,6 +218,20 @@ class FolderWriter(Writer):
             (self._folder / file).parent.mkdir(parents=True, exist_ok=True)
             self._writers[file] = self._make(file)
         return self._writers[file]
+
+
+def new_folder(
+    folder: Path, shards: Mapping[str, Sequence[TensorInfo]], base: str, metadata: Mapping[str, str]
+) -> Writer:
+    """A writer of safetensors in shards, and of their index where they are several."""
+
+    def make(file: str) -> Writer:
+        return SafetensorsWriter(folder / file, shards[file], metadata=metadata)
+
+    shard_of = {info.name: file for file, infos in shards.items() for info in infos}
+    size = sum(nbytes(info.dtype, info.shape) for infos in shards.values() for info in infos)
+    text = index_text({}, shard_of, {"total_size": size}) if len(shards) > 1 else None
+    return FolderWriter(folder, shards, make, index=(base + INDEX, text))
 
 
 # -- shards ----------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def load_tree(path: Path, kind: str) -> Any:
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
         except Exception as error:  # a damaged pickle raises anything, KeyError and IndexError included
-            raise CheckpointError(_why(path, error)) from None
+            raise CheckpointError(why(path, error)) from None
 
 
 def _load(path: Path, *, mapped: bool) -> Any:
@@ -74,7 +74,8 @@ def _check_archive(path: Path) -> None:
         raise CheckpointError(f"{path} was compressed by something else than torch; torch.load and torch.save it")
 
 
-def _why(path: Path, error: Exception) -> str:
+def why(path: Path | str, error: BaseException) -> str:
+    """In one line, why something could not be loaded."""
     text = str(error)
     if found := _REFUSED.search(text):
         name = found.group(1) or found.group(2)

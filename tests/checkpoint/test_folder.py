@@ -303,7 +303,7 @@ def test_what_is_no_checkpoint_folder(tmp_path: Path) -> None:
     (folder / INDEX).unlink()
     with open_checkpoint(folder / SHARDS[0]) as checkpoint:  # a file like any other
         assert len(checkpoint.tensors) == 2
-    with pytest.raises(UsageError, match="--shard-size cuts the weights of a folder"):
+    with pytest.raises(UsageError, match="--shard-size cuts the weights of a Hugging Face folder"):
         open_checkpoint(folder / SHARDS[0], shard_size=5)
 
 
