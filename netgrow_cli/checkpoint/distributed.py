@@ -13,6 +13,7 @@ import inspect
 import io
 import mmap
 import os
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -51,6 +52,7 @@ class DistributedCheckpoint(Checkpoint):
 
     def __init__(self, folder: Path, *, key: str | None = None, prefix: str | None = None) -> None:
         self.path = folder
+        self._lock = threading.Lock()  # nobody says that torch's load may run in several threads
         self._stored = read_metadata(folder)
         self.own_files = frozenset([DISTRIBUTED, *(info.relative_path for info in self._stored.storage_data.values())])
         self._names = _places(folder, self._stored)
@@ -117,7 +119,7 @@ class DistributedCheckpoint(Checkpoint):
         if isinstance(entry, TensorStorageMetadata):
             wanted[stored] = torch.empty(entry.size, dtype=entry.properties.dtype)
         try:
-            with _alone(load) as alone:
+            with self._lock, _alone(load) as alone:
                 load(wanted, storage_reader=_Reader(self.path, self._stored), planner=_Planner(), **alone)
         except Exception as error:  # a damaged record raises anything
             raise CheckpointError(why(f"{self.path}: {stored!r}", error)) from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -247,15 +248,18 @@ class _Shard:
         self.infos = infos
         self.metadata = metadata
         self._opened = opened
+        # Tensors are read from several threads; each file is opened once, and stays open while regions of it are used.
+        self._lock = threading.Lock()
 
     def opened(self, of: int) -> Checkpoint:
         """The file, open from now on. of: how many there are."""
-        if self._opened is None:
-            _allow_files(2 * of)
-            self._opened = SafetensorsCheckpoint(self.path, prefix="")
-            if list(self._opened.tensors.values()) != list(self.infos):
-                raise CheckpointError(f"{self.path} changed while it was read; something else is writing it")
-        return self._opened
+        with self._lock:
+            if self._opened is None:
+                _allow_files(2 * of)
+                self._opened = SafetensorsCheckpoint(self.path, prefix="")
+                if list(self._opened.tensors.values()) != list(self.infos):
+                    raise CheckpointError(f"{self.path} changed while it was read; something else is writing it")
+            return self._opened
 
     def close(self) -> None:
         if self._opened is not None:

@@ -79,22 +79,25 @@ def _refuse_precious(target: Path) -> None:
 
 
 def _publish(hidden: Path, target: Path) -> None:
-    with cannot_write(target):
-        _sync_all(hidden)
+    replaces = os.path.lexists(target)
+    if replaces:  # as for files: what takes something's place is on the disk before
+        with cannot_write(target):
+            _sync_all(hidden)
     old = hidden_beside(target)
     try:
         with cannot_write(target):
-            if os.path.lexists(target):
+            if replaces:
                 target.rename(old)
             hidden.rename(target)
+        if replaces:
+            with contextlib.suppress(OSError):  # some file systems cannot sync a folder
+                sync(target.parent)
     finally:
         # An interrupt may come between any two of these lines.
         if os.path.lexists(old) and not os.path.lexists(target):
             old.rename(target)
         elif os.path.lexists(old):
             remove(old)
-    with contextlib.suppress(OSError):  # some file systems cannot sync a folder
-        sync(target.parent)
 
 
 def remove(path: Path) -> None:
