@@ -24,7 +24,7 @@ _COPIES = (
     *("consolidated*.pth", "consolidated*.safetensors"),
 )
 _HERE = (
-    *("*.safetensors", "*.safetensors.index*.json", "*.bin.index*.json"),
+    *("*.safetensors", "*.safetensors.index*.json", "*.bin.index*.json", "*.distcp", ".metadata"),
     *("pytorch_model*.bin", "diffusion_pytorch_model*.bin", "adapter_model*.bin", "model*.bin", "*.h5", "*.msgpack"),
 )
 _ORIGINAL = ("original/*.pth", "original/*.pt", "original/*.safetensors", "original/*.bin")

@@ -211,8 +211,9 @@ def change(path: Path, command: str, select: Selector, options: Options) -> Repo
 
 def _size(job: Job, plan: Plan) -> int:
     """Bytes of all tensors after a plan."""
-    infos = job.checkpoint.tensors.values()
-    return sum(nbytes(info.dtype, plan.shape(job.topology, info)) for info in infos if info.tied_to is None)
+    once = job.checkpoint.format == "torch"  # other formats hold tied tensors under each name
+    infos = [info for info in job.checkpoint.tensors.values() if info.tied_to is None or not once]
+    return sum(nbytes(info.dtype, plan.shape(job.topology, info)) for info in infos)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -266,11 +266,14 @@ def test_in_place(tmp_path: Path, edit: Callable[[Path, Family], Report]) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
-def test_fit_takes_a_folder(tmp_path: Path) -> None:
-    family = FAMILIES[1]
+@pytest.mark.parametrize("family", FAMILIES[:2], ids=["tied", "untied"])
+def test_fit_takes_a_folder(tmp_path: Path, family: Family) -> None:
     folder = saved(family, tmp_path / "m")
-    wide = netgrow_cli.expand(folder / "model.safetensors.index.json", layer=family.mlp, add=8, probes=4).output
+    index = folder / "model.safetensors.index.json"
+    wide = netgrow_cli.expand(index, width="model.embed_tokens", add=8, probes=4, shard_size="1GB").output
     model = netgrow_cli.fit(model_of(family), wide)
+    tied = model.lm_head.weight is model.model.embed_tokens.weight
+    assert tied == family.settings["tie_word_embeddings"] and model.lm_head.weight.shape == (64, 40)
     tokens = torch.randint(0, 64, (2, 9))
     with torch.no_grad():
         assert torch.allclose(model(tokens).logits, model_of(family)(tokens).logits, atol=1e-4)
