@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -81,11 +83,15 @@ def _convert(
     force: Annotated[bool, given("--force", "Replace an output that exists.")] = False,
     as_json: Annotated[bool, given("--json", "One JSON object on standard output.")] = False,
     key: Annotated[str | None, given("--key", "Where the state dict lies in the checkpoint.")] = None,
+    shard_size: Annotated[
+        str | None, given("--shard-size", "Write a folder with shards: 5GB, 500MiB, bytes.", metavar="SIZE")
+    ] = None,
 ) -> int:
-    """Convert between .pt and .safetensors."""
+    """Convert between .pt and .safetensors, files and folders, and torch.distributed.checkpoint (.dcp)."""
+    from netgrow_cli.checkpoint.sharding import parse_size
     from netgrow_cli.commands.convert import convert
 
-    return convert(ckpt, output, force, as_json, key=key)
+    return convert(ckpt, output, force, as_json, key=key, shard_size=parse_size(shard_size) if shard_size else None)
 
 
 for _command in (
@@ -103,6 +109,37 @@ for _command in (
     verify.verify,
 ):
     _add(_command)
+
+
+class _Ended(BaseException):
+    """The system or a person asks the process to end; what it staged is removed on the way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextlib.contextmanager
+def _orderly_ends() -> Iterator[None]:
+    """Within, SIGTERM and SIGHUP end the process as an exception does, not on the spot."""
+    before: dict[int, Any] = {}
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for other in before:  # a second one must not interrupt the cleaning up
+            signal.signal(other, signal.SIG_IGN)
+        raise _Ended(number)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        # (nohup ignores SIGHUP, and that must stay; a host program may have handlers of its own.)
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            with contextlib.suppress(ValueError):  # not in the main thread
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _PastTyperError(Exception):
@@ -133,17 +170,21 @@ def main() -> None:
     """The entry point: run, and turn every error into one line and its exit code."""
     code: Any = 0
     try:
-        try:
-            code = app(standalone_mode=False)
-        except _PastTyperError as passed:
-            raise passed.error from None
-        _flush()
+        with _orderly_ends():
+            try:
+                code = app(standalone_mode=False)
+            except _PastTyperError as passed:
+                raise passed.error from None
+            _flush()
     except NetgrowError as error:
         _complain(str(error))
         code = error.exit_code
     except KeyboardInterrupt:
         _complain("interrupted; nothing was written")
         code = INTERRUPTED
+    except _Ended as ended:
+        _complain(f"ended by {signal.Signals(ended.number).name}; what was not finished is removed")
+        code = 128 + ended.number
     except BrokenPipeError:
         # Whoever read our output has gone; there is nobody to tell.
         _to_nowhere(sys.stdout, sys.stderr)

@@ -63,11 +63,12 @@ class Writer(abc.ABC):
 class Checkpoint(abc.ABC):
     """An opened checkpoint. Opening validates all of the file's structure and reads no tensor data.
 
-    format: "safetensors" or "torch".
+    format: "safetensors", "torch" or "distributed" (a folder of torch.distributed.checkpoint).
     tensors: the model's tensors in file order, by name without `prefix`.
     key: where the state dict lies in a training checkpoint ("model_state_dict", "a.b"), None at the root.
     prefix: what was taken off every name ("module.", "" if nothing).
     metadata: text to text (safetensors' `__metadata__`; empty for .pt).
+    own_files: where the checkpoint is a folder, the names of its files in it; None for a file.
     """
 
     path: Path
@@ -76,6 +77,7 @@ class Checkpoint(abc.ABC):
     key: str | None
     prefix: str
     metadata: Mapping[str, str]
+    own_files: frozenset[str] | None = None
 
     @abc.abstractmethod
     def read(self, name: str) -> torch.Tensor:

@@ -14,6 +14,7 @@ import typer
 
 from netgrow_cli.commands.streams import STANDARD as STANDARD
 from netgrow_cli.commands.streams import destination, send
+from netgrow_cli.commands.streams import one_file as one_file
 from netgrow_cli.commands.streams import only_one_standard as only_one_standard
 from netgrow_cli.commands.streams import readable as readable
 from netgrow_cli.errors import UsageError
@@ -33,7 +34,7 @@ def given(flag: str | tuple[str, ...], text: str, **more: Any) -> Any:
 
 # -- options ---------------------------------------------------------------------------------------
 
-Checkpoint = Annotated[str, typer.Argument(metavar="CKPT", help="The checkpoint; - for standard input.")]
+Checkpoint = Annotated[str, typer.Argument(metavar="CKPT", help="The checkpoint, or its folder; - for standard input.")]
 Layer = Annotated[
     list[str] | None, given("--layer", "A layer by name, or a glob; may be given several times.", metavar="NAME")
 ]
@@ -84,6 +85,9 @@ class Writing(Computing):
     ] = None
     drop_optimizer: Annotated[bool, given("--drop-optimizer", "Leave the optimizer's state out.")] = False
     check_learnable: Annotated[bool, given("--check-learnable", "Check that new units can learn.")] = False
+    shard_size: Annotated[
+        str | None, given("--shard-size", "Cut a folder's weights anew: 5GB, 500MiB, bytes.", metavar="SIZE")
+    ] = None
 
 
 def takes(kind: type[Common]) -> Callable[[Callable[..., int]], Callable[..., int]]:
@@ -144,7 +148,13 @@ def _writing(common: Common) -> dict[str, Any]:
         return {}
     names = ("force", "dry_run", "allow_drift", "drop_optimizer", "check_learnable")
     settings = {name: getattr(common, name) for name in names}
-    return {**settings, "verify": not common.no_verify}
+    return {**settings, "verify": not common.no_verify, "shard_size": _shard_size(common.shard_size)}
+
+
+def _shard_size(text: str | None) -> int | None:
+    from netgrow_cli.checkpoint.sharding import parse_size
+
+    return parse_size(text) if text is not None else None
 
 
 # -- a change from the command line ------------------------------------------------------------------
@@ -158,6 +168,8 @@ def run_change(common: Writing, source: str, command: str, select: Selector) -> 
     to_standard = common.output == STANDARD or (source == STANDARD and common.output is None)
     if to_standard and common.as_json and not common.dry_run:
         raise UsageError("--json and the checkpoint both want standard output; give -o FILE")
+    if to_standard:
+        one_file(source)
     with readable(source) as path, destination(common.output, to_standard) as output:
         options = dataclasses.replace(options_of(common), output=output)
         report = change(path, command, select, options)

@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from netgrow_cli.checkpoint import Checkpoint, check_outputs, open_checkpoint, staged_outputs
+from netgrow_cli.checkpoint import Checkpoint, checkpoint_path, open_checkpoint
+from netgrow_cli.checkpoint.dtypes import nbytes
 from netgrow_cli.checkpoint.source import source_of
 from netgrow_cli.errors import NotEquivalent, Refused, UsageError, first_line
 from netgrow_cli.jobs.configuration import Configuration, follow, require_fit
 from netgrow_cli.jobs.execute import Execution
+from netgrow_cli.jobs.outputs import default_output, outputs_of
 from netgrow_cli.proof.activity import Activity, observe
 from netgrow_cli.proof.equivalence import EXACT, ROUNDED, Equivalence, check_dtype, compare, require_finite
 from netgrow_cli.proof.foldback import FoldBack, fold_back
@@ -38,15 +40,6 @@ from netgrow_cli.topology.spec import parse_spec
 PROBES = 256
 DEAD_PROBES = 8192
 """Rows on which units are called dead; many, because a unit that wakes on one input in a thousand is alive."""
-
-PAST = {
-    "expand": "expanded",
-    "split": "split",
-    "prune": "pruned",
-    "recycle": "recycled",
-    "merge": "merged",
-    "apply": "edited",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +63,7 @@ class Options:
     allow_drift: float | None = None
     drop_optimizer: bool = False
     check_learnable: bool = False
+    shard_size: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,8 +170,9 @@ def opened(path: Path, options: Options) -> Iterator[Job]:
     """Open a checkpoint and solve its topology."""
     check_dtype(options.dtype)
     check_device(options.device)
+    path = checkpoint_path(path)
     key, prefix = place_of_tensors(path, options.spec, options.key, options.prefix)
-    with open_checkpoint(path, key=key, prefix=prefix) as checkpoint:
+    with open_checkpoint(path, key=key, prefix=prefix, shard_size=options.shard_size) as checkpoint:
         found = find_spec(checkpoint, path, options.spec, activation=options.activation)
         network = Network.of(found.graph(checkpoint), checkpoint, options.device)
         topology = network.solved()
@@ -186,52 +181,39 @@ def opened(path: Path, options: Options) -> Iterator[Job]:
         yield Job(path, checkpoint, found, network, topology, options)
 
 
-def default_output(path: Path, command: str) -> Path:
-    """`ckpt.pt` becomes `ckpt.expanded.pt`, beside it."""
-    return path.with_name(f"{path.stem}.{PAST[command]}{path.suffix}")
-
-
-def companions(checkpoint: Checkpoint, output: Path) -> list[Path]:
-    """The spec and the record beside a .pt file; a safetensors file holds them itself."""
-    if checkpoint.format == "safetensors":
-        return []
-    return [output.with_name(f"{output.name}.netgrow.yaml"), output.with_name(f"{output.name}.netgrow.json")]
-
-
 def change(path: Path, command: str, select: Selector, options: Options) -> Report:
     """Carry out one change. Raises NetgrowError; then nothing was written."""
     began = time.perf_counter()
     with opened(path, options) as job:
+        path = job.path
         require_complete(job.topology)
         output = options.output or default_output(path, command)
-        _check_ending(job, output)
-        targets = [output, *companions(job.checkpoint, output)]
+        outputs = outputs_of(job.checkpoint, path, output, force=options.force, drop_optimizer=options.drop_optimizer)
         if not options.dry_run:
-            check_outputs(targets, force=options.force, inputs=[path])
+            outputs.check()
         selection = select(job)
         folds, plan = _plan(job, selection)
         if plan.lossy and options.allow_drift is None:
             raise Refused(f"{plan.lossy[0]}; `--allow-drift X` accepts a relative drift of X")
         config = follow(job.found.spec, job.topology, plan, path, output)
-        report = _Draft(command, path, output, job, selection, plan, folds, config)
+        report = _Draft(command, path, output, job, selection, plan, folds, config, beside=outputs.warnings)
         if options.dry_run:
             return report.finish(began)
-        more = [config.output] if config is not None and config.changes else []
-        stale = config.stale if config is not None else None
-        if stale is not None:
-            check_outputs([stale], force=options.force)
-        with staged_outputs([*targets, *more], force=options.force, inputs=[path]) as staged:
+        with outputs.staged(config, _size(job, plan)) as staged:
             text = rewrite_spec(job.found.spec, job.network.graph, plan)
             record = make_record(job.topology, plan, command, path.name, options.seed, folds.patches)
-            _write(job, plan, folds, staged.paths[: len(targets)], text, record)
-            if config is not None and config.changes:
-                staged.paths[-1].write_text(config.text, encoding="utf-8")
+            _write(job, plan, folds, staged.paths, text, record)
             if options.verify:
                 report = _prove(report, staged.paths[0], text, output)
             staged.commit()
-        if stale is not None:
-            stale.unlink(missing_ok=True)
         return report.finish(began)
+
+
+def _size(job: Job, plan: Plan) -> int:
+    """Bytes of all tensors after a plan."""
+    once = job.checkpoint.format == "torch"  # other formats hold tied tensors under each name
+    infos = [info for info in job.checkpoint.tensors.values() if info.tied_to is None or not once]
+    return sum(nbytes(info.dtype, plan.shape(job.topology, info)) for info in infos)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,6 +231,7 @@ class _Draft:
     equivalence: Equivalence | None = None
     folded: FoldBack | None = None
     learnable: Learnability | None = None
+    beside: tuple[str, ...] = ()
 
     def finish(self, began: float) -> Report:
         topology, plan, options = self.job.topology, self.plan, self.job.options
@@ -282,6 +265,7 @@ class _Draft:
         if not options.verify and not options.dry_run:
             found.append("NOT VERIFIED (--no-verify): nothing was compared; run `netgrow verify` on the two files")
         found.extend(_left_behind(self.job, self.plan))
+        found.extend(self.beside)
         found.extend(self.config.warnings if self.config else ())
         found.extend(self.folds.inexact)
         found.extend(f"lossy: {why}" for why in self.plan.lossy)
@@ -330,17 +314,6 @@ def _learnability_text(found: Learnability) -> str:
     parts += [f"{name} units {one} and {other} stay alike" for name, one, other in found.twins[:3]]
     more = len(found.stuck) + len(found.twins) - len(parts)
     return "not learnable: " + "; ".join(parts) + (f"; and {more} more" if more else "")
-
-
-def _check_ending(job: Job, output: Path) -> None:
-    """An output has its input's format; a name that says otherwise would mislead. Raises UsageError."""
-    is_safetensors = job.checkpoint.format == "safetensors"
-    says = {".safetensors": True, **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), False)}.get(output.suffix)
-    if says is not None and says != is_safetensors and output.suffix != job.path.suffix:
-        form = "safetensors" if is_safetensors else "torch"
-        raise UsageError(
-            f"{output}: the output has the format of {job.path.name}, {form}; name it so, and `netgrow convert` it then"
-        )
 
 
 def _plan(job: Job, selection: Selection) -> tuple[Folds, Plan]:
