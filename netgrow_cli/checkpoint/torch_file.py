@@ -10,6 +10,7 @@ import torch
 
 from netgrow_cli.checkpoint.dtypes import logical_shape, name_of
 from netgrow_cli.checkpoint.names import choose_prefix
+from netgrow_cli.checkpoint.siblings import partial_prefix
 from netgrow_cli.checkpoint.state_dicts import TreePath, select_state_dict
 from netgrow_cli.checkpoint.tensor_bytes import as_bytes, quantiser_bytes
 from netgrow_cli.checkpoint.torch_load import load_tree
@@ -34,7 +35,12 @@ class TorchCheckpoint(Checkpoint):
         if odd := [name for name in stored if not isinstance(name, str)]:
             kind = type(odd[0]).__name__
             raise CheckpointError(f"{path}: tensor names must be text; found {odd[0]!r} ({kind})")
-        self.prefix = choose_prefix(list(stored), prefix, str(path))
+        weights = [name for name, value in stored.items() if value.dim() > 0]
+        if prefix and partial_prefix(weights, prefix):
+            # Beside it lie other copies of the same names, and their counters; they are carried over.
+            self.prefix, stored = prefix, {n: value for n, value in stored.items() if n.startswith(prefix)}
+        else:
+            self.prefix = choose_prefix(list(stored), prefix, str(path))
         self._values = {name[len(self.prefix) :]: value for name, value in stored.items()}
         self.tensors = _infos(self._values, path)
 
@@ -48,6 +54,11 @@ class TorchCheckpoint(Checkpoint):
 
     def tree(self) -> Any:
         return self._tree
+
+    @property
+    def state_path(self) -> TreePath:
+        """Where in the tree the model's state dict lies."""
+        return self._state_path
 
     def writer(
         self,

@@ -37,11 +37,22 @@ _SMALL = 1 << 16
 Assemble = Callable[[Mapping[str, torch.Tensor], Callable[[Any], Any]], Any]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class DeferredTensor:
-    """In `replace`, stands for a tensor that is made only when it is written, such as a moment of Adam."""
+    """In `replace`, stands for a tensor that is made only when it is written, such as a moment of Adam.
+
+    original: what it takes the place of; a Parameter stays one. The same object at several places is one tensor there.
+    """
 
     make: Callable[[], torch.Tensor]
+    original: torch.Tensor | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class WrittenTensor:
+    """In `replace`, stands for one of the model's tensors as it was written, with which it shares its numbers."""
+
+    name: str
 
 
 class TorchWriter(Writer):
@@ -70,6 +81,7 @@ class TorchWriter(Writer):
         self._archive = _TorchArchive(path)
         self._values: dict[str, torch.Tensor] = {}
         self._digests: dict[str, bytes] = {}
+        self._made: dict[DeferredTensor, torch.Tensor] = {}
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
         info = self._infos.get(name)
@@ -112,8 +124,12 @@ class TorchWriter(Writer):
         return value if one_object else dressed_as(self._originals.get(name), value.detach())
 
     def _write_deferred(self, value: Any) -> Any:
+        if isinstance(value, WrittenTensor):
+            return self._values[value.name]
         if isinstance(value, DeferredTensor):
-            return self._archive.add_tensor(value.make())
+            if value not in self._made:
+                self._made[value] = dressed_as(value.original, self._archive.add_tensor(value.make()))
+            return self._made[value]
         if isinstance(value, dict):
             done = {key: self._write_deferred(item) for key, item in value.items()}
         elif isinstance(value, (list, tuple)):

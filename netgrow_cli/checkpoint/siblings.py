@@ -1,0 +1,150 @@
+"""Other state dicts of a file that hold the same network: averages of its weights, target networks, twins.
+
+Which of them change along is decided by what they hold and by their names, never by shapes alone: the twin critics of
+an actor-critic have the same names and shapes, and units that are dead in the one are alive in the other. So
+only what is named as a state of the same network is (`_STATES`), once the rest of its name is the model's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+
+from netgrow_cli.checkpoint.names import is_buffer, strip_wrappers
+from netgrow_cli.checkpoint.state_dicts import TreePath, find_state_dicts
+from netgrow_cli.checkpoint.types import TensorInfo
+
+_STATES = frozenset(
+    "ema average averaged averages avg swa polyak target targets tgt best shadow teacher slow lagged current".split()
+)
+# Words that say nothing about which network it is.
+_GENERIC = frozenset(
+    "model models module modules net nets network networks state states dict dicts statedict weights weight params "
+    "parameters sd checkpoint ckpt online student live raw orig the of".split()
+)
+
+Relation = Literal["average", "twin", "other"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sibling:
+    """A state dict, or the part of one under a prefix, with tensors named as the model's.
+
+    path, prefix: where it lies. values: its tensors by the model's names. relation: "average" for a state of the
+    same network by its name, "twin" for the same names and shapes, "other" where shapes or names differ. why: what
+    differs.
+    """
+
+    path: TreePath
+    prefix: str
+    values: Mapping[str, torch.Tensor]
+    relation: Relation
+    why: str = ""
+
+    @property
+    def label(self) -> str:
+        """What it is called in messages and for `--also`."""
+        return ".".join([*map(str, self.path), *([self.prefix.rstrip(".")] if self.prefix else [])])
+
+    def read_from(self, tree: Any) -> dict[str, torch.Tensor]:
+        """The tensors at the same places of another tree, by the model's names."""
+        node = tree
+        for part in self.path:
+            node = node[part]
+        return {name: node[self.prefix + name] for name in self.values}
+
+
+def find_siblings(
+    tree: Any, path: TreePath, prefix: str, tensors: Mapping[str, TensorInfo], changed: Sequence[str]
+) -> list[Sibling]:
+    """All siblings of the model at a path and prefix that hold any of the tensors that change."""
+    found = []
+    for place, node in find_state_dicts(tree).items():
+        named = {key: value for key, value in node.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
+        prefixes = [p for p in _prefixes(named, changed) if (place, p) != (path, prefix)]
+        found += [_sibling(place, p, prefixes, named, tensors) for p in prefixes]
+    return [_related(sibling, path, prefix, found) for sibling in found]
+
+
+def partial_prefix(names: Sequence[str], prefix: str) -> bool:
+    """Whether a prefix is on one of several copies of the same names, as in `model.` beside `ema_model.`."""
+    own = {name[len(prefix) :] for name in names if name.startswith(prefix)}
+    others = [name for name in names if not name.startswith(prefix)]
+    return bool(own) and all(any(f".{name}".endswith(f".{short}") for short in own) for name in others)
+
+
+def _prefixes(named: Mapping[str, torch.Tensor], changed: Sequence[str]) -> list[str]:
+    """What stands before the first changed name that is found at all."""
+    for name in changed:
+        if heads := [key[: -len(name)] for key in named if f".{key}".endswith(f".{name}")]:
+            return heads
+    return []
+
+
+def _sibling(
+    place: TreePath,
+    prefix: str,
+    prefixes: Sequence[str],
+    named: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, TensorInfo],
+) -> Sibling:
+    values = {name: named[prefix + name] for name in tensors if prefix + name in named}
+    sizes = (
+        f"{name} is {list(value.shape)} there and {list(tensors[name].shape)} in the model"
+        for name, value in values.items()
+        if tuple(value.shape) != tensors[name].shape
+    )
+    missing = (
+        f"it has no {name}" for name, info in tensors.items() if name not in values and not is_buffer(info.name)
+    )
+    inner = [other for other in prefixes if other != prefix and other.startswith(prefix)]
+    more = (
+        f"it has {key} too"
+        for key, value in named.items()
+        if key.startswith(prefix)
+        and key[len(prefix) :] not in tensors
+        and value.dim() > 0
+        and value.is_floating_point()
+        and not any(key.startswith(other) for other in inner)
+    )
+    why = next(sizes, None) or next(missing, None) or next(more, None)
+    return Sibling(place, prefix, values, "other" if why else "twin", why or "")
+
+
+def _related(sibling: Sibling, path: TreePath, prefix: str, every: Sequence[Sibling]) -> Sibling:
+    """What a sibling is by its name: a state of the model where the rest of the name is that of the model."""
+    if sibling.relation == "other":
+        return sibling
+    mine, own = _words(path, prefix), _words(sibling.path, sibling.prefix)
+    shared = _common(mine, own)
+    mine, own = mine[shared:], own[shared:]
+    if not _STATES & set(own):
+        return sibling
+    rest = [word for word in own if word not in _STATES | _GENERIC]
+    which = [word for word in mine if word not in _STATES | _GENERIC]
+    alone = not any(_is_another(other, sibling) for other in every)
+    if rest == which or (not rest and alone):
+        return dataclasses.replace(sibling, relation="average")
+    return sibling
+
+
+def _is_another(other: Sibling, sibling: Sibling) -> bool:
+    """Whether this is one more network of which the sibling could be a state."""
+    if other is sibling or other.relation == "other":
+        return False
+    return not _STATES & set(_words(other.path, other.prefix))
+
+
+def _words(path: TreePath, prefix: str) -> list[str]:
+    """The words of a place: `state_dict_ema`, `emaModel`, `q1`."""
+    text = ".".join([*map(str, path), strip_wrappers(f"{prefix}x")[:-1]])
+    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+\d*|[A-Z]+\d*|\d+", text)]
+
+
+def _common(one: Sequence[str], other: Sequence[str]) -> int:
+    pairs: Iterator[tuple[str, str]] = zip(one, other, strict=False)
+    return next((count for count, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
