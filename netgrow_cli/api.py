@@ -32,6 +32,8 @@ def _options(given: dict[str, Any]) -> Options:
     for key in ("spec", "output", "probe_data"):
         if isinstance(given.get(key), str):
             given[key] = Path(given[key])
+    for key in ("also", "leave"):
+        given[key] = _list(given.get(key))
     return Options(**given)
 
 

@@ -26,6 +26,7 @@ Shape = tuple[int, ...]
 
 _ALL_ORDERS = 5
 
+
 @dataclasses.dataclass(frozen=True)
 class OptimizerState:
     """The state dict of one optimizer.
@@ -71,7 +72,7 @@ def find_optimizers(tree: Any) -> list[OptimizerState]:
 
 
 def find_flat(tree: Any) -> dict[TreePath, str]:
-    """By path, what holds parameters or their moments in a form of its own (Apex, Megatron, DeepSpeed), and what it is."""
+    """By path, what holds parameters or moments in a form of its own (Apex, Megatron, DeepSpeed), and what it is."""
     return dict(_flat(tree, ()))
 
 

@@ -110,7 +110,7 @@ def kind_of(state: Mapping[Any, Any], groups: Sequence[Mapping[str, Any]]) -> st
 
 
 def kept_entries(state: Mapping[Any, Any]) -> set[str]:
-    """Names of what is kept for parameters: tensors with axes, as far as there are any; `step` and the like have none."""
+    """Names of what is kept for parameters: tensors with axes, where there are any; `step` and the like have none."""
     found = {
         (name, value.dim() > 0)
         for entries in state.values()

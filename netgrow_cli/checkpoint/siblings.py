@@ -48,7 +48,8 @@ class Sibling:
     @property
     def label(self) -> str:
         """What it is called in messages and for `--also`."""
-        return ".".join([*map(str, self.path), *([self.prefix.rstrip(".")] if self.prefix else [])])
+        own = strip_wrappers(f"{self.prefix}x")[:-1] or ("" if self.path else self.prefix)
+        return ".".join([*map(str, self.path), *([own.rstrip(".")] if own else [])])
 
     def read_from(self, tree: Any) -> dict[str, torch.Tensor]:
         """The tensors at the same places of another tree, by the model's names."""
@@ -98,9 +99,7 @@ def _sibling(
         for name, value in values.items()
         if tuple(value.shape) != tensors[name].shape
     )
-    missing = (
-        f"it has no {name}" for name, info in tensors.items() if name not in values and not is_buffer(info.name)
-    )
+    missing = (f"it has no {name}" for name, info in tensors.items() if name not in values and not is_buffer(info.name))
     inner = [other for other in prefixes if other != prefix and other.startswith(prefix)]
     more = (
         f"it has {key} too"

@@ -92,13 +92,14 @@ def _infos(values: Mapping[str, torch.Tensor], path: Path) -> dict[str, TensorIn
     infos: dict[str, TensorInfo] = {}
     for name, tensor in values.items():
         dtype = _dtype(name, tensor, path)
-        first = first_by_view.setdefault(_view(tensor), name)
+        first = first_by_view.setdefault(view_of(tensor), name)
         shape = logical_shape(dtype, tuple(tensor.shape))
         infos[name] = TensorInfo(name, shape, dtype, None if first == name else first)
     return infos
 
 
-def _view(tensor: torch.Tensor) -> tuple[Any, ...]:
+def view_of(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Equal for tensors that are the same numbers in the same memory."""
     storage = tensor.untyped_storage()._cdata
     return storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 

@@ -83,6 +83,13 @@ class Writing(Computing):
         float | None, given("--allow-drift", "Accept this relative drift of a lossy change.", min=0.0, metavar="X")
     ] = None
     drop_optimizer: Annotated[bool, given("--drop-optimizer", "Leave the optimizer's state out.")] = False
+    also: Annotated[
+        list[str] | None,
+        given("--also", "Another state dict of the file that gets the same units; repeatable.", metavar="KEY"),
+    ] = None
+    leave: Annotated[
+        list[str] | None, given("--leave", "A state dict that stays as it is; repeatable.", metavar="KEY")
+    ] = None
     check_learnable: Annotated[bool, given("--check-learnable", "Check that new units can learn.")] = False
 
 
@@ -144,7 +151,8 @@ def _writing(common: Common) -> dict[str, Any]:
         return {}
     names = ("force", "dry_run", "allow_drift", "drop_optimizer", "check_learnable")
     settings = {name: getattr(common, name) for name in names}
-    return {**settings, "verify": not common.no_verify}
+    state_dicts = {"also": tuple(common.also or ()), "leave": tuple(common.leave or ())}
+    return {**settings, **state_dicts, "verify": not common.no_verify}
 
 
 # -- a change from the command line ------------------------------------------------------------------

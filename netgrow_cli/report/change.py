@@ -130,5 +130,9 @@ def _proof(report: Report, console: Console) -> None:
     folded = report.folded
     if folded is not None and folded.whole:
         console.print(f"[green]folded back[/]: all {folded.exact} tensors come back bit for bit")
+    for one in report.state.along:
+        exact = "folded back" if one.folded is not None and one.folded.whole else "checked"
+        drift = f"outputs differ by {one.equivalence.max_rel:.1e} of their size, {exact}" if one.equivalence else ""
+        console.print(f"along with it: {one.sibling.label}, {len(one.sibling.values)} tensors, {drift}", markup=False)
     if report.learnable is not None and report.learnable.good:
         console.print(f"[green]learnable[/]: all {report.learnable.units} units get gradients, no two alike")

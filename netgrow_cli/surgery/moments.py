@@ -63,8 +63,8 @@ def edit_average(
 ) -> torch.Tensor:
     """An average of a parameter after the parameter's edit: the same indices, shares and noise, and its fresh values.
 
-    parameter: the parameter itself before its edit; what is fresh in it has never changed, and is its own average. Where
-    there is none, fresh values are drawn as for any tensor.
+    parameter: the parameter itself before its edit; what is fresh in it has never changed, and is its own average.
+    Where there is none, fresh values are drawn as for any tensor.
     """
     import torch
 
