@@ -114,9 +114,9 @@ def _edited(
         if not all(_same(edits[0], other, optimizer) for other in edits[1:]):
             _ambiguous(optimizer, found, identity)
         if edits[0] is not None and entries:
-            name = matched[identity]
+            name, where = matched[identity], (*optimizer.path, "state", identity)
             for key, value in _entries(optimizer, entries, edits[0], name, functools.partial(owner.read, name), seed):
-                replaced[(*optimizer.path, "state", identity, key)] = value
+                replaced.update({(*where, key): value})
     return replaced, _named_groups(optimizer, found)
 
 
@@ -172,12 +172,18 @@ def _readings(optimizer: OptimizerState, owners: Sequence[Owner]) -> list[tuple[
             for count in range(2, min(len(owners), _MOST_JOINT) + 1)
             for chosen in itertools.permutations(owners[:_MOST_JOINT], count)
         )
-        fits, _ = _fits(optimizer, joint)
+        # (Sizes alone would pair them in more ways; only the order of the one and then the other is taken.)
+        fits = [(owner, names) for owner, names in _fits(optimizer, joint)[0] if _ordered(owner, names)]
     if not fits:
         assert why is not None
         raise why
     best = max(_evidence(optimizer, owner, names) for owner, names in fits)
     return [(owner, names) for owner, names in fits if _evidence(optimizer, owner, names) == best]
+
+
+def _ordered(owner: Owner, names: Mapping[ParameterId, str]) -> bool:
+    place = {name: number for number, name in enumerate(owner.infos)}
+    return all(place[one] < place[other] for one, other in itertools.pairwise(names.values()))
 
 
 def _fits(
