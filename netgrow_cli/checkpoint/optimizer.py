@@ -100,7 +100,7 @@ def match_parameters(
         names = [name for group in optimizer.groups for name in group["param_names"]]
         return _by_name(optimizer, dict(zip(optimizer.ids, names, strict=True)), tensors, prefix)
     parameters = {name: info.shape for name, info in tensors.items() if _may_be_parameter(info)}
-    shapes = _shapes(optimizer)
+    shapes = shapes_of(optimizer)
     if _in_order(shapes.values(), parameters.values()):
         return dict(zip(shapes, parameters, strict=True))
     return _by_size(optimizer, shapes, parameters)
@@ -116,7 +116,7 @@ def readings(
     first = match_parameters(optimizer, tensors, prefix)
     listed = [list(group["params"]) for group in optimizer.groups if group["params"]]
     parameters = {name: info.shape for name, info in tensors.items() if _may_be_parameter(info)}
-    shapes = _shapes(optimizer)
+    shapes = shapes_of(optimizer)
     named = optimizer.named or any(isinstance(identity, str) for identity in optimizer.ids)
     if named or len(listed) < 2 or list(first.items()) != list(zip(shapes, parameters, strict=False)):
         return [first]
@@ -170,7 +170,7 @@ def _may_be_parameter(info: TensorInfo) -> bool:
     return is_float(info.dtype) and info.tied_to is None and not is_buffer(info.name)
 
 
-def _shapes(optimizer: OptimizerState) -> dict[ParameterId, Shape | None]:
+def shapes_of(optimizer: OptimizerState) -> dict[ParameterId, Shape | None]:
     """By id, the parameter's shape as its entries tell it; None if they do not (no state, factored moments)."""
     return {identity: _shape(optimizer, optimizer.state.get(identity)) for identity in optimizer.ids}
 
@@ -199,11 +199,11 @@ def _by_name(
         forms = (name, name.removeprefix(prefix), strip_wrappers(name))
         found = next((form for form in forms if form in tensors), None)
         if found is None:
-            raise _ambiguous(optimizer, f"it has a parameter {name!r}, and the model has no such tensor")
+            raise ambiguous(optimizer, f"it has a parameter {name!r}, and the model has no such tensor")
         shape = _shape(optimizer, optimizer.state.get(identity))
         if shape is not None and shape != tensors[found].shape:
             there = f"{list(tensors[found].shape)} in the model"
-            raise _ambiguous(optimizer, f"its state of {name!r} has the shape {list(shape)}, and it is {there}")
+            raise ambiguous(optimizer, f"its state of {name!r} has the shape {list(shape)}, and it is {there}")
         matched[identity] = found
     return matched
 
@@ -219,16 +219,16 @@ def _by_size(
         if known is not None:
             ids_of[known].append(identity)
         elif optimizer.state.get(identity):
-            raise _ambiguous(optimizer, f"the state of parameter {identity} does not tell its shape")
+            raise ambiguous(optimizer, f"the state of parameter {identity} does not tell its shape")
     group_of = {identity: number for number, group in enumerate(optimizer.groups) for identity in group["params"]}
     matched: dict[ParameterId, str] = {}
     for shape, ids in ids_of.items():
         names = names_of[shape]
         if len(names) != len(ids):
-            raise _ambiguous(optimizer, f"{_count(len(ids))} of shape {list(shape)}, the model has {_listing(names)}")
+            raise ambiguous(optimizer, f"{_count(len(ids))} of shape {list(shape)}, the model has {_listing(names)}")
         if len({group_of[identity] for identity in ids}) > 1:
             what = f"{_count(len(ids))} of shape {list(shape)} in several groups"
-            raise _ambiguous(optimizer, f"{what}, which can be {_listing(names)} in any order")
+            raise ambiguous(optimizer, f"{what}, which can be {_listing(names)} in any order")
         matched.update(zip(ids, names, strict=True))
     return {identity: matched[identity] for identity in shapes if identity in matched}
 
@@ -244,7 +244,8 @@ def _listing(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + more
 
 
-def _ambiguous(optimizer: OptimizerState, problem: str) -> CheckpointError:
+def ambiguous(optimizer: OptimizerState, problem: str) -> CheckpointError:
+    """The error that an optimizer's parameters cannot be told, and the way out."""
     return CheckpointError(
         f"cannot tell which parameters the optimizer state at {optimizer.label} belongs to: {problem}; "
         "pass --drop-optimizer to leave it out"

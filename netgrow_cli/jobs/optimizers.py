@@ -7,17 +7,20 @@ import functools
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from netgrow_cli.checkpoint.detect import detect
 from netgrow_cli.checkpoint.names import common_prefix
 from netgrow_cli.checkpoint.optimizer import OptimizerState, ParameterId, find_flat, find_optimizers, readings
 from netgrow_cli.checkpoint.optimizer_kinds import why_unknown
 from netgrow_cli.checkpoint.state_dicts import TreePath
-from netgrow_cli.checkpoint.torch_tree import REMOVED, at
-from netgrow_cli.checkpoint.torch_writer import DeferredTensor
+from netgrow_cli.checkpoint.torch_load import load_tree
+from netgrow_cli.checkpoint.torch_tree import REMOVED, at, rebuild
+from netgrow_cli.checkpoint.torch_writer import DeferredTensor, TorchWriter
 from netgrow_cli.checkpoint.types import TensorInfo
 from netgrow_cli.errors import CheckpointError
 from netgrow_cli.surgery.moments import edit_average, edit_moment
@@ -35,7 +38,7 @@ class Owner:
     """A state dict that an optimizer may belong to.
 
     infos: its tensors; edits: those of them that change; read: one of them. prefix: what its names have in front of
-    them in the file, where it was taken off.
+    them in the file, where it was taken off. match: how an optimizer's ids are told, if otherwise than by `readings`.
     """
 
     path: TreePath
@@ -43,6 +46,13 @@ class Owner:
     edits: Mapping[str, TensorEdit]
     read: Callable[[str], torch.Tensor]
     prefix: str = ""
+    match: Callable[[OptimizerState], dict[ParameterId, str]] | None = None
+
+    def readings(self, optimizer: OptimizerState) -> list[dict[ParameterId, str]]:
+        """All that an optimizer's ids may mean. Raises CheckpointError."""
+        if self.match is not None:
+            return [self.match(optimizer)]
+        return readings(optimizer, self.infos, self.prefix)
 
     def joined(self, other: Owner) -> Owner:
         """Both, one after the other, as an optimizer has them that was given the parameters of both."""
@@ -76,6 +86,17 @@ def drop_optimizers(tree: Any) -> dict[TreePath, Any]:
     paths += [path for path in find_flat(tree) if path]
     outer = [path for path in paths if not any(path[:length] in paths for length in range(len(path)))]
     return {path: None if isinstance(at(tree, path[:-1]), tuple) else REMOVED for path in outer}
+
+
+def write_optimizers(source: Path, target: Path, owners: Sequence[Owner], seed: int) -> list[Followed]:
+    """A file that holds optimizers and no model (`optimizer.pt`), with their entries edited. Raises CheckpointError."""
+    tree = load_tree(source, detect(source))
+    replaced, followed = edit_optimizers(tree, owners, seed)
+    made = TorchWriter(
+        target, [], lambda _, write: rebuild(tree, {place: write(value) for place, value in replaced.items()})
+    )
+    made.finish()
+    return followed
 
 
 def edit_optimizers(tree: Any, owners: Sequence[Owner], seed: int) -> tuple[dict[TreePath, Any], list[Followed]]:
@@ -193,7 +214,7 @@ def _fits(
     found, why = [], None
     for owner in owners:
         try:
-            found += [(owner, names) for names in readings(optimizer, owner.infos, owner.prefix)]
+            found += [(owner, names) for names in owner.readings(optimizer)]
         except CheckpointError as error:
             why = why or error
     return found, why
