@@ -99,7 +99,7 @@ def match_parameters(
     if optimizer.named:
         names = [name for group in optimizer.groups for name in group["param_names"]]
         return _by_name(optimizer, dict(zip(optimizer.ids, names, strict=True)), tensors, prefix)
-    parameters = {name: info.shape for name, info in tensors.items() if _may_be_parameter(info)}
+    parameters = {name: info.shape for name, info in tensors.items() if may_be_parameter(info)}
     shapes = shapes_of(optimizer)
     if _in_order(shapes.values(), parameters.values()):
         return dict(zip(shapes, parameters, strict=True))
@@ -115,7 +115,7 @@ def readings(
     """
     first = match_parameters(optimizer, tensors, prefix)
     listed = [list(group["params"]) for group in optimizer.groups if group["params"]]
-    parameters = {name: info.shape for name, info in tensors.items() if _may_be_parameter(info)}
+    parameters = {name: info.shape for name, info in tensors.items() if may_be_parameter(info)}
     shapes = shapes_of(optimizer)
     named = optimizer.named or any(isinstance(identity, str) for identity in optimizer.ids)
     if named or len(listed) < 2 or list(first.items()) != list(zip(shapes, parameters, strict=False)):
@@ -166,7 +166,8 @@ def _flat(node: Any, path: TreePath) -> Iterator[tuple[TreePath, str]]:
             yield from _flat(value, (*path, key))
 
 
-def _may_be_parameter(info: TensorInfo) -> bool:
+def may_be_parameter(info: TensorInfo) -> bool:
+    """Whether an optimizer may have been given this tensor: no buffer that is known, and none a second time."""
     return is_float(info.dtype) and info.tied_to is None and not is_buffer(info.name)
 
 

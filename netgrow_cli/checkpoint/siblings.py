@@ -15,7 +15,8 @@ from typing import Any, Literal
 import torch
 
 from netgrow_cli.checkpoint.names import is_buffer, strip_wrappers
-from netgrow_cli.checkpoint.state_dicts import TreePath, find_state_dicts
+from netgrow_cli.checkpoint.optimizer import may_be_parameter
+from netgrow_cli.checkpoint.state_dicts import TreePath, find_state_dicts, is_optimizer
 from netgrow_cli.checkpoint.types import TensorInfo
 
 _STATES = frozenset(
@@ -26,22 +27,24 @@ _GENERIC = frozenset(
     "model models module modules net nets network networks state states dict dicts statedict weights weight params "
     "parameters sd checkpoint ckpt online student live raw orig the of".split()
 )
+_LISTED = frozenset(("params", "parameters", "weights"))
 
 Relation = Literal["average", "twin", "other"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Sibling:
-    """A state dict, or the part of one under a prefix, with tensors named as the model's.
+    """A state dict, the part of one under a prefix, or a list of parameters, with tensors named as the model's.
 
-    path, prefix: where it lies. values: its tensors by the model's names. relation: "average" for a state of the
-    same network by its name, "twin" for the same names and shapes, "other" where shapes or names differ. why: what
+    path, prefix: where it lies. values: its tensors by the model's names; keys: what they are there. relation:
+    "average" for a state of the same network by its name, "twin" for the same names and shapes, "other" where shapes or names differ. why: what
     differs.
     """
 
     path: TreePath
     prefix: str
     values: Mapping[str, torch.Tensor]
+    keys: Mapping[str, str | int]
     relation: Relation
     why: str = ""
 
@@ -56,7 +59,7 @@ class Sibling:
         node = tree
         for part in self.path:
             node = node[part]
-        return {name: node[self.prefix + name] for name in self.values}
+        return {name: node[key] for name, key in self.keys.items()}
 
 
 def find_siblings(
@@ -68,6 +71,7 @@ def find_siblings(
         named = {key: value for key, value in node.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
         prefixes = [p for p in _prefixes(named, changed) if (place, p) != (path, prefix)]
         found += [_sibling(place, p, prefixes, named, tensors) for p in prefixes]
+    found += [_listed(place, values, tensors) for place, values in _lists(tree, ())]
     return [_related(sibling, path, prefix, found) for sibling in found]
 
 
@@ -111,7 +115,31 @@ def _sibling(
         and not any(key.startswith(other) for other in inner)
     )
     why = next(sizes, None) or next(missing, None) or next(more, None)
-    return Sibling(place, prefix, values, "other" if why else "twin", why or "")
+    keys = {name: prefix + name for name in values}
+    return Sibling(place, prefix, values, keys, "other" if why else "twin", why or "")
+
+
+def _lists(node: Any, path: TreePath) -> Iterator[tuple[TreePath, Sequence[torch.Tensor]]]:
+    """Lists of weights in the tree that are named as a state of a network, as `shadow_params` of torch_ema is."""
+    if isinstance(node, dict) and not is_optimizer(node):
+        for key, value in node.items():
+            yield from _lists(value, (*path, key))
+    elif isinstance(node, (list, tuple)) and node and all(isinstance(value, torch.Tensor) for value in node):
+        words = set(_words(path[-1:], ""))
+        if words & _STATES and words & _LISTED:
+            yield path, node
+
+
+def _listed(place: TreePath, values: Sequence[torch.Tensor], tensors: Mapping[str, TensorInfo]) -> Sibling:
+    """A list without names is in the order of the model's parameters, which their sizes must bear out."""
+    names = [name for name, info in tensors.items() if may_be_parameter(info)]
+    sizes = [tuple(value.shape) for value in values]
+    if sizes != [tensors[name].shape for name in names]:
+        return Sibling(
+            place, "", {}, {}, "other", "a list whose sizes in order are not those of the model's parameters"
+        )
+    keys = dict(zip(names, range(len(names)), strict=True))
+    return Sibling(place, "", dict(zip(names, values, strict=True)), keys, "twin")
 
 
 def _related(sibling: Sibling, path: TreePath, prefix: str, every: Sequence[Sibling]) -> Sibling:

@@ -229,7 +229,7 @@ def _values(job: Job, plan: Plan, folds: Folds, one: Along) -> Iterator[tuple[tu
             continue
         parameter = functools.partial(job.checkpoint.read, name)
         alike = patch is own or (patch is not None and own is not None and torch.equal(patch, own))
-        place = (*sibling.path, sibling.prefix + name)
+        place = (*sibling.path, sibling.keys[name])
         if alike and view_of(value) == view_of(parameter()):
             yield place, WrittenTensor(name)
         elif edit is not None or patch is not None:

@@ -129,6 +129,12 @@ LAYOUTS: dict[str, tuple[dict[str, Any], str | None, list[str], list[str]]] = {
         ["ema"],
     ),
     "a larger network": ({"model": sd(0), "ema": {**sd(1), "c.weight": torch.zeros(5, 6)}}, None, [], ["ema"]),
+    "another network's list": (
+        {"model": sd(0), "ema": {"shadow_params": [torch.zeros(2, 2)]}},
+        None,
+        [],
+        ["ema.shadow_params"],
+    ),
     "other names": ({"model": sd(0), "ema": put("net_", sd(1))}, None, [], []),
 }
 
@@ -150,12 +156,14 @@ def test_which_state_dicts_go_along(tmp_path: Path, name: str) -> None:
                 check(old[part], now[part], (*path, part))
         elif isinstance(old, dict):
             prefix = next(n for n in old if n.endswith("a.weight"))[: -len("a.weight")]
-            changed = label in along or label == (report.as_json() and (key or next(iter(tree))))
+            changed = label in along or label == (key or next(iter(tree)))
             assert now[prefix + "a.weight"].shape[0] == (9 if changed else 6)
             if "c.weight" not in old and "net_" not in prefix and old[prefix + "b.weight"].shape[0] == 3:
                 same(outputs(old, prefix), outputs(now, prefix))
         elif torch.is_tensor(old):
             assert torch.equal(old, now)
+        elif isinstance(old, list):
+            assert all(map(torch.equal, old, now))
         else:
             assert old == now
 
@@ -251,6 +259,17 @@ def test_shared_tensors_stay_shared(tmp_path: Path) -> None:
         for name in model:
             assert new[one][name].data_ptr() == new[other][name].data_ptr()
     same(outputs(ema), outputs(new["teacher"]))
+
+
+def test_a_list_of_averages(tmp_path: Path) -> None:
+    """torch_ema keeps averages without names, in the order of the parameters."""
+    listed = {"decay": 0.99, "num_updates": 3, "shadow_params": list(sd(1).values()), "collected_params": None}
+    report = netgrow_cli.expand(save(tmp_path, MLP, {"model": sd(0), "ema": listed}), layer="a", add=3, probes=32)
+    (along,) = report.as_json()["also"]
+    assert along["key"] == "ema.shadow_params" and along["folded_back"] and not report.warnings
+    new = torch.load(report.output, weights_only=True)["ema"]
+    assert new["num_updates"] == 3 and [tuple(value.shape) for value in new["shadow_params"]] == NEW
+    same(outputs(sd(1)), outputs(dict(zip(sd(1), new["shadow_params"], strict=True))))
 
 
 def test_one_dict_with_prefixes(tmp_path: Path) -> None:
