@@ -37,8 +37,8 @@ class Sibling:
     """A state dict, the part of one under a prefix, or a list of parameters, with tensors named as the model's.
 
     path, prefix: where it lies. values: its tensors by the model's names; keys: what they are there. relation:
-    "average" for a state of the same network by its name, "twin" for the same names and shapes, "other" where shapes or names differ. why: what
-    differs.
+    "average" for a state of the same network by its name, "twin" for the same names and shapes, "other" where shapes
+    or names differ. why: what differs.
     """
 
     path: TreePath

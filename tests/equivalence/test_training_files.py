@@ -129,12 +129,8 @@ LAYOUTS: dict[str, tuple[dict[str, Any], str | None, list[str], list[str]]] = {
         ["ema"],
     ),
     "a larger network": ({"model": sd(0), "ema": {**sd(1), "c.weight": torch.zeros(5, 6)}}, None, [], ["ema"]),
-    "another network's list": (
-        {"model": sd(0), "ema": {"shadow_params": [torch.zeros(2, 2)]}},
-        None,
-        [],
-        ["ema.shadow_params"],
-    ),
+    "another's list": ({"model": sd(0), "shadow_params": [torch.zeros(2, 2)]}, None, [], ["shadow_params"]),
+    "a list of data": ({"model": sd(0), "targets": [torch.zeros(2, 2)]}, None, [], []),
     "other names": ({"model": sd(0), "ema": put("net_", sd(1))}, None, [], []),
 }
 
