@@ -203,7 +203,7 @@ def picture(found: dict[str, Curves]) -> str:
         f'<rect width="{width}" height="{height}" fill="white"/>',
     ]
     for place, (kind, text) in enumerate({UNEDITED: "no edit", **STATES}.items()):
-        x = LEFT + (0, 100, 270, 510, 690)[place]
+        x = LEFT + (0, 90, 235, 500, 700)[place]
         parts.append(f'<path d="M{x} 16h22" stroke="{COLOURS[kind]}" stroke-width="2"/>')
         parts.append(f'<text x="{x + 27}" y="20">{text}</text>')
     for row, (title, curves) in enumerate(found.items()):
