@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from netgrow_cli.checkpoint.siblings import partial_prefix
 from netgrow_cli.checkpoint.state_dicts import TreePath, select_state_dict
 from netgrow_cli.checkpoint.tensor_bytes import as_bytes, quantiser_bytes
 from netgrow_cli.checkpoint.torch_load import load_tree
+from netgrow_cli.checkpoint.torch_records import Records
 from netgrow_cli.checkpoint.torch_tree import rebuild
 from netgrow_cli.checkpoint.torch_writer import TorchWriter
-from netgrow_cli.checkpoint.types import Checkpoint, TensorInfo, Writer
+from netgrow_cli.checkpoint.types import Checkpoint, Region, TensorInfo, Writer
 from netgrow_cli.errors import CheckpointError
 
 
@@ -28,13 +30,20 @@ class TorchCheckpoint(Checkpoint):
 
     def __init__(self, path: Path, kind: str, *, key: str | None = None, prefix: str | None = None) -> None:
         self.path = path
+        self._file = path.open("rb", buffering=0) if kind == "zip" and path.suffix != ".safetensors" else None
+        try:
+            self._load(path, kind, key, prefix)
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self, path: Path, kind: str, key: str | None, prefix: str | None) -> None:
         self._tree = load_tree(path, kind)
         self._state_path, state = select_state_dict(self._tree, key, path)
         self.key = ".".join(map(str, self._state_path)) or None
         stored = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
         if odd := [name for name in stored if not isinstance(name, str)]:
-            kind = type(odd[0]).__name__
-            raise CheckpointError(f"{path}: tensor names must be text; found {odd[0]!r} ({kind})")
+            raise CheckpointError(f"{path}: tensor names must be text; found {odd[0]!r} ({type(odd[0]).__name__})")
         weights = [name for name, value in stored.items() if value.dim() > 0]
         if prefix and partial_prefix(weights, prefix):
             # Beside it lie other copies of the same names, and their counters; they are carried over.
@@ -51,6 +60,14 @@ class TorchCheckpoint(Checkpoint):
         tensor = self._values[name]
         quantiser = quantiser_bytes(tensor) if tensor.is_quantized else b""
         return bytes(as_bytes(tensor)) + quantiser
+
+    def region(self, name: str) -> Region | None:
+        return self._records.region(self._values[name].detach()) if self._records is not None else None
+
+    @functools.cached_property
+    def _records(self) -> Records | None:
+        """Where the file's storages lie; None for one that is not mapped."""
+        return Records(self._file, self._tree) if self._file is not None else None
 
     def tree(self) -> Any:
         return self._tree
@@ -79,12 +96,14 @@ class TorchCheckpoint(Checkpoint):
             edits.update({place: write_deferred(value) for place, value in others.items()})
             return rebuild(tree, edits)
 
-        return TorchWriter(path, tensors, assemble, self._values)
+        return TorchWriter(path, tensors, assemble, self._values, self._records)
 
     def close(self) -> None:
         """Let go of the tensors; the file stays mapped while any of them is in use elsewhere."""
         self._values = {}
         self._tree = None
+        if self._file is not None:
+            self._file.close()
 
 
 def _infos(values: Mapping[str, torch.Tensor], path: Path) -> dict[str, TensorInfo]:
