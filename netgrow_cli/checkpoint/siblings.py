@@ -7,9 +7,10 @@ only what is named as a state of the same network is (`_STATES`), once the rest 
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -69,7 +70,8 @@ def find_siblings(
     found = []
     for place, node in find_state_dicts(tree).items():
         named = {key: value for key, value in node.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
-        prefixes = [p for p in _prefixes(named, changed) if (place, p) != (path, prefix)]
+        own = {prefix + name for name in tensors} if place == path else set()
+        prefixes = _prefixes(named, own, tensors, changed)
         found += [_sibling(place, p, prefixes, named, tensors) for p in prefixes]
     found += [_listed(place, values, tensors) for place, values in _lists(tree, ())]
     return [_related(sibling, path, prefix, found) for sibling in found]
@@ -82,12 +84,26 @@ def partial_prefix(names: Sequence[str], prefix: str) -> bool:
     return bool(own) and all(any(f".{name}".endswith(f".{short}") for short in own) for name in others)
 
 
-def _prefixes(named: Mapping[str, torch.Tensor], changed: Sequence[str]) -> list[str]:
-    """What stands before the first changed name that is found at all."""
-    for name in changed:
-        if heads := [key[: -len(name)] for key in named if f".{key}".endswith(f".{name}")]:
-            return heads
-    return []
+def _prefixes(
+    named: Collection[str], own: Collection[str], tensors: Collection[str], changed: Sequence[str]
+) -> list[str]:
+    """What stands before changed names, the shortest first; `layers.0.norm.weight` is no `norm.weight` of another.
+
+    own: names that are the model's itself.
+    """
+    ends: dict[str, list[str]] = collections.defaultdict(list)
+    for key in named:
+        parts = key.split(".")
+        for count in range(len(parts)):
+            ends[".".join(parts[count:])].append(key)
+    found: list[str] = []
+    claimed = set(own)
+    heads = {key[: -len(name)] for name in changed for key in ends.get(name, ()) if key not in claimed}
+    for head in sorted(heads, key=lambda head: (len(head), head)):
+        if any(head + name in named and head + name not in claimed for name in changed):
+            found.append(head)
+            claimed |= {head + name for name in tensors}
+    return found
 
 
 def _sibling(

@@ -257,6 +257,35 @@ def test_shared_tensors_stay_shared(tmp_path: Path) -> None:
     same(outputs(ema), outputs(new["teacher"]))
 
 
+def test_names_that_end_alike_are_no_other_network(tmp_path: Path) -> None:
+    """`in.a.weight` is a layer of its own, in the model and in its average."""
+    text = spec_of(
+        "x: [batch, 4]",
+        "b",
+        **{"in.a": "op: linear, from: x", "r": "op: relu, from: in.a", "a": "op: linear, from: r"},
+        b="op: linear, from: a",
+    )
+    torch.manual_seed(0)
+    shapes = {"in.a": (4, 4), "a": (6, 4), "b": (3, 6)}
+    states = [
+        {
+            f"{name}.{part}": torch.randn(size)
+            for name, size in shapes.items()
+            for part, size in (("weight", size), ("bias", size[:1]))
+        }
+        for _ in range(2)
+    ]
+    tree = {"model": states[0], "ema": states[1]}
+    report = netgrow_cli.expand(save(tmp_path, text, tree), layer="a", add=3, probes=32)
+    assert [one["key"] for one in report.as_json()["also"]] == ["ema"] and not report.warnings
+    both = {**put("net.", states[0]), **put("target_net.", states[1])}
+    report = netgrow_cli.expand(
+        save(tmp_path / "one", text, both), layer=["a", "in.a"], add=3, prefix="net.", probes=32
+    )
+    assert [one["key"] for one in report.as_json()["also"]] == ["target_net"] and not report.warnings
+    assert torch.load(report.output, weights_only=True)["target_net.in.a.weight"].shape == (7, 4)
+
+
 def test_a_list_of_averages(tmp_path: Path) -> None:
     """torch_ema keeps averages without names, in the order of the parameters."""
     listed = {"decay": 0.99, "num_updates": 3, "shadow_params": list(sd(1).values()), "collected_params": None}
