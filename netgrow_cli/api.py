@@ -35,6 +35,8 @@ def _options(given: dict[str, Any]) -> Options:
             given[key] = Path(given[key])
     if isinstance(given.get("shard_size"), str):
         given["shard_size"] = parse_size(given["shard_size"])
+    for key in ("also", "leave"):
+        given[key] = _list(given.get(key))
     return Options(**given)
 
 

@@ -44,7 +44,13 @@ class Region:
 
 
 class Writer(abc.ABC):
-    """Writes a new checkpoint file; takes the tensors one at a time, in the order it was made with."""
+    """Writes a new checkpoint file; takes the tensors one at a time, in the order it was made with.
+
+    carries: whether a tensor that stays as it is should be given to `write` as it was read, because the file then keeps
+    what it shares with others.
+    """
+
+    carries = False
 
     @abc.abstractmethod
     def write(self, name: str, tensor: torch.Tensor) -> None:

@@ -84,6 +84,13 @@ class Writing(Computing):
         float | None, given("--allow-drift", "Accept this relative drift of a lossy change.", min=0.0, metavar="X")
     ] = None
     drop_optimizer: Annotated[bool, given("--drop-optimizer", "Leave the optimizer's state out.")] = False
+    also: Annotated[
+        list[str] | None,
+        given("--also", "Another state dict of the file that gets the same units; repeatable.", metavar="KEY"),
+    ] = None
+    leave: Annotated[
+        list[str] | None, given("--leave", "A state dict that stays as it is; repeatable.", metavar="KEY")
+    ] = None
     check_learnable: Annotated[bool, given("--check-learnable", "Check that new units can learn.")] = False
     shard_size: Annotated[
         str | None, given("--shard-size", "Cut a folder's weights anew: 5GB, 500MiB, bytes.", metavar="SIZE")
@@ -148,7 +155,9 @@ def _writing(common: Common) -> dict[str, Any]:
         return {}
     names = ("force", "dry_run", "allow_drift", "drop_optimizer", "check_learnable")
     settings = {name: getattr(common, name) for name in names}
-    return {**settings, "verify": not common.no_verify, "shard_size": _shard_size(common.shard_size)}
+    state_dicts = {"also": tuple(common.also or ()), "leave": tuple(common.leave or ())}
+    shard_size = _shard_size(common.shard_size)
+    return {**settings, **state_dicts, "verify": not common.no_verify, "shard_size": shard_size}
 
 
 def _shard_size(text: str | None) -> int | None:

@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from netgrow_cli.checkpoint import Checkpoint, checkpoint_path, open_checkpoint
+from netgrow_cli.checkpoint import Checkpoint, TensorInfo, checkpoint_path, open_checkpoint
 from netgrow_cli.checkpoint.dtypes import nbytes
 from netgrow_cli.checkpoint.source import source_of
 from netgrow_cli.errors import NotEquivalent, Refused, UsageError, first_line
 from netgrow_cli.jobs.configuration import Configuration, follow, require_fit
 from netgrow_cli.jobs.execute import Execution
 from netgrow_cli.jobs.outputs import default_output, outputs_of
+from netgrow_cli.jobs.training_state import TrainingState, follow_state, prove_along
 from netgrow_cli.proof.activity import Activity, observe
 from netgrow_cli.proof.equivalence import EXACT, ROUNDED, Equivalence, check_dtype, compare, require_finite
 from netgrow_cli.proof.foldback import FoldBack, fold_back
@@ -62,6 +63,8 @@ class Options:
     verify: bool = True
     allow_drift: float | None = None
     drop_optimizer: bool = False
+    also: Sequence[str] = ()
+    leave: Sequence[str] = ()
     check_learnable: bool = False
     shard_size: int | None = None
 
@@ -116,6 +119,7 @@ class Report:
     folded: FoldBack | None
     learnable: Learnability | None
     config: Configuration | None
+    state: TrainingState
     origin: str
     assumed: tuple[str, ...]
     notes: tuple[str, ...]
@@ -138,6 +142,8 @@ class Report:
             "model_code": [code_json(entry) for entry in self.plan.code],
             "config": self.config.as_json() if self.config else [],
             "config_output": str(self.config.output) if self.config and self.config.changes else None,
+            "also": [one.as_json() for one in self.state.along],
+            "optimizers": [one.as_json() for one in self.state.optimizers],
             "seed": self.seed,
             "seconds": round(self.seconds, 3),
             "spec": self.origin,
@@ -195,14 +201,17 @@ def change(path: Path, command: str, select: Selector, options: Options) -> Repo
         folds, plan = _plan(job, selection)
         if plan.lossy and options.allow_drift is None:
             raise Refused(f"{plan.lossy[0]}; `--allow-drift X` accepts a relative drift of X")
+        state = follow_state(job, plan, folds, lambda other: _folds(job, other, selection, None)[0])
         config = follow(job.found.spec, job.topology, plan, path, output)
-        report = _Draft(command, path, output, job, selection, plan, folds, config, beside=outputs.warnings)
+        report = _Draft(command, path, output, job, selection, plan, folds, state, config, beside=outputs.warnings)
         if options.dry_run:
             return report.finish(began)
         with outputs.staged(config, _size(job, plan)) as staged:
             text = rewrite_spec(job.found.spec, job.network.graph, plan)
             record = make_record(job.topology, plan, command, path.name, options.seed, folds.patches)
-            _write(job, plan, folds, staged.paths, text, record)
+            if state.along:
+                record["also"] = [one.sibling.label for one in state.along]
+            _write(report, staged.paths, text, record)
             if options.verify:
                 report = _prove(report, staged.paths[0], text, output)
             staged.commit()
@@ -227,6 +236,7 @@ class _Draft:
     selection: Selection
     plan: Plan
     folds: Folds
+    state: TrainingState
     config: Configuration | None = None
     equivalence: Equivalence | None = None
     folded: FoldBack | None = None
@@ -249,6 +259,7 @@ class _Draft:
             folded=self.folded,
             learnable=self.learnable,
             config=self.config,
+            state=self.state,
             origin=self.job.found.origin,
             assumed=self.job.found.assumed,
             notes=self.selection.notes,
@@ -264,7 +275,7 @@ class _Draft:
         options, found = self.job.options, []
         if not options.verify and not options.dry_run:
             found.append("NOT VERIFIED (--no-verify): nothing was compared; run `netgrow verify` on the two files")
-        found.extend(_left_behind(self.job, self.plan))
+        found.extend(self.state.warnings)
         found.extend(self.beside)
         found.extend(self.config.warnings if self.config else ())
         found.extend(self.folds.inexact)
@@ -290,25 +301,6 @@ class _Draft:
         return tuple(found)
 
 
-def _left_behind(job: Job, plan: Plan) -> Iterator[str]:
-    """Other state dicts of the file with the tensors that change: an average of the weights, mostly."""
-    if job.checkpoint.format == "safetensors":
-        return
-    from netgrow_cli.checkpoint.state_dicts import find_state_dicts
-
-    edited = [name for name in job.checkpoint.tensors if job.topology.aliases.get(name) in plan.edits]
-    for path, node in find_state_dicts(job.checkpoint.tree()).items():
-        place = ".".join(map(str, path))
-        if place == (job.checkpoint.key or ""):
-            continue
-        same = next((name for name in edited if any(f".{other}".endswith(f".{name}") for other in node)), None)
-        if same is not None:
-            yield (
-                f"{place!r} in the checkpoint holds {same} too and stays as it was, in its old shapes; change it "
-                f"as well with --key {place}, or leave it behind"
-            )
-
-
 def _learnability_text(found: Learnability) -> str:
     parts = [f"{name} unit {unit} gets no gradient" for name, unit in found.stuck[:3]]
     parts += [f"{name} units {one} and {other} stay alike" for name, one, other in found.twins[:3]]
@@ -326,41 +318,30 @@ def _plan(job: Job, selection: Selection) -> tuple[Folds, Plan]:
             "what pruning changes cannot be told: the spec was drafted from names and shapes and does not know the "
             "functions between the layers; name them (--activation relu, or a spec with --spec)"
         )
-    folds, zero_units = Folds({}, ()), False
-    if dropping and known:
-        activity = selection.activity or job.activity([c.width for c in dropping])
-        folds = fold_constants(job.network, activity, changes)
-        zero_units = all(set(c.dropped) <= set(activity.silent(c.width)) for c in dropping)
+    folds, zero_units = _folds(job, job.network, selection, selection.activity)
     return folds, make_plan(job.topology, job.checkpoint.tensors, changes, zero_units=zero_units)
 
 
-def _write(
-    job: Job, plan: Plan, folds: Folds, paths: Sequence[Path], spec_text: str, record: Mapping[str, Any]
-) -> None:
-    work = Execution(job.checkpoint, job.topology, plan, folds.patches, job.options.seed)
+def _folds(job: Job, network: Network, selection: Selection, activity: Activity | None) -> tuple[Folds, bool]:
+    """What units that are dropped leave behind in a network, and whether all of them are zero."""
+    dropping = [c for c in selection.changes if c.kind in ("prune", "recycle") and c.dropped]
+    if not dropping or any(node.op == "per_unit" for node in network.graph.nodes):
+        return Folds({}, ()), False
+    found = activity or dataclasses.replace(job, network=network).activity([c.width for c in dropping])
+    folds = fold_constants(network, found, selection.changes)
+    return folds, all(set(c.dropped) <= set(found.silent(c.width)) for c in dropping)
+
+
+def _write(report: _Draft, paths: Sequence[Path], spec_text: str, record: Mapping[str, Any]) -> None:
+    job = report.job
+    work = Execution(job.checkpoint, job.topology, report.plan, report.folds.patches, job.options.seed)
     record_text = json.dumps(record)
     metadata = {METADATA_SPEC: spec_text, METADATA_RECORD: record_text} if len(paths) == 1 else None
-    writer = job.checkpoint.writer(paths[0], work.infos(), metadata=metadata, replace=_optimizer_states(job, plan))
+    writer = job.checkpoint.writer(paths[0], work.infos(), metadata=metadata, replace=report.state.replaced)
     work.write(writer)
     writer.finish()
     for path, text in zip(paths[1:], (spec_text, record_text + "\n"), strict=False):
         path.write_text(text, encoding="utf-8")
-
-
-def _optimizer_states(job: Job, plan: Plan) -> dict[tuple[str | int, ...], Any]:
-    if job.checkpoint.format == "safetensors":
-        return {}
-    from netgrow_cli.checkpoint.optimizer import find_optimizers
-    from netgrow_cli.checkpoint.torch_tree import REMOVED
-    from netgrow_cli.surgery.moments import edited_state
-
-    replaced: dict[tuple[str | int, ...], Any] = {}
-    for optimizer in find_optimizers(job.checkpoint.tree()):
-        if job.options.drop_optimizer:
-            replaced[tuple(optimizer.path)] = REMOVED
-        else:
-            replaced.update(edited_state(optimizer, job.checkpoint, job.topology, plan))
-    return replaced
 
 
 def _prove(report: _Draft, written: Path, spec_text: str, output: Path) -> _Draft:
@@ -387,7 +368,8 @@ def _prove(report: _Draft, written: Path, spec_text: str, output: Path) -> _Draf
         learnable = None
         if options.check_learnable:
             learnable = learnability(job.topology, report.plan, new, probes, seed=options.seed)
-    return dataclasses.replace(report, equivalence=equivalence, folded=folded, learnable=learnable)
+        state = dataclasses.replace(report.state, along=prove_along(job, report.plan, report.state, changed, new))
+    return dataclasses.replace(report, equivalence=equivalence, folded=folded, learnable=learnable, state=state)
 
 
 def check_device(name: str) -> None:
@@ -402,21 +384,25 @@ def check_device(name: str) -> None:
         raise UsageError(f"--device {name}: it cannot be used here ({first_line(error)}); cpu always can") from None
 
 
-def proof_tolerance(job: Job, rounds: bool) -> float:
-    """The default tolerance. rounds: whether the change rounds in the checkpoint's dtype."""
+def proof_tolerance(job: Job, rounds: bool, infos: Mapping[str, TensorInfo] | None = None) -> float:
+    """The default tolerance. rounds: whether the change rounds in the checkpoint's dtype (infos: in that of these)."""
     exact = EXACT[job.options.dtype]
     if not rounds:
         return exact
-    dtypes = {info.dtype for info in job.checkpoint.tensors.values()}
+    dtypes = {info.dtype for info in (infos or job.checkpoint.tensors).values()}
     return max([exact, *(ROUNDED[dtype] for dtype in dtypes if dtype in ROUNDED)])
 
 
+def accepts(equivalence: Equivalence, options: Options) -> bool:
+    """Whether a difference is within the tolerance, or within the drift that is allowed."""
+    drift = options.allow_drift
+    return equivalence.equal or (drift is not None and equivalence.max_rel <= drift)
+
+
 def _accept(equivalence: Equivalence, options: Options, report: _Draft) -> None:
-    if equivalence.equal:
+    if accepts(equivalence, options):
         return
     drift = options.allow_drift
-    if drift is not None and equivalence.max_rel <= drift:
-        return
     lossy = report.command == "prune" or bool(report.plan.lossy)
     if drift is not None:
         hint = f"more than --allow-drift {drift:g}"
