@@ -36,7 +36,7 @@ from netgrow_cli.checkpoint.state_dicts import TreePath, select_state_dict
 from netgrow_cli.checkpoint.tensor_bytes import as_bytes
 from netgrow_cli.checkpoint.torch_load import plain_data, why
 from netgrow_cli.checkpoint.torch_tree import rebuild
-from netgrow_cli.checkpoint.torch_writer import DeferredTensor
+from netgrow_cli.checkpoint.torch_writer import DeferredTensor, WrittenTensor
 from netgrow_cli.checkpoint.types import Checkpoint, Region, TensorInfo, Writer
 from netgrow_cli.errors import CheckpointError
 
@@ -56,8 +56,8 @@ class DistributedCheckpoint(Checkpoint):
         self._stored = read_metadata(folder)
         self.own_files = frozenset([DISTRIBUTED, *(info.relative_path for info in self._stored.storage_data.values())])
         self._names = _places(folder, self._stored)
-        self._state_path, state = select_state_dict(self._outline(), key, folder)
-        self.key = ".".join(map(str, self._state_path)) or None
+        self.state_path, state = select_state_dict(self._outline(), key, folder)
+        self.key = ".".join(map(str, self.state_path)) or None
         own = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
         self.prefix = choose_prefix(list(own), prefix, str(folder))
         cut = len(self.prefix)
@@ -83,7 +83,7 @@ class DistributedCheckpoint(Checkpoint):
     ) -> Writer:
         if [info.name for info in tensors] != list(self.tensors):
             raise ValueError(f"the new tensors of {self.path} must have the same names in the same order")
-        places = {info.name: (*self._state_path, self.prefix + info.name) for info in tensors}
+        places = {info.name: (*self.state_path, self.prefix + info.name) for info in tensors}
         return DistributedWriter(path, tensors, places, lambda: self._tree, replace or {})
 
     def close(self) -> None:
@@ -110,7 +110,7 @@ class DistributedCheckpoint(Checkpoint):
         return root
 
     def _stored_name(self, name: str) -> str:
-        place: TreePath = (*self._state_path, self.prefix + name)
+        place: TreePath = (*self.state_path, self.prefix + name)
         return self._names[place]
 
     def _load(self, stored: str) -> Any:
@@ -159,7 +159,7 @@ class DistributedWriter(Writer):
         self._spool.finish()
         with _mapped(self._folder / _SPOOL) as values:
             edits: dict[TreePath, Any] = {self._places[name]: value for name, value in values.items()}
-            edits |= {place: _made(value) for place, value in self._replace.items()}
+            edits |= {place: _made(value, values) for place, value in self._replace.items()}
             state = rebuild(self._tree(), edits)
             with _alone(save) as alone:
                 save(state, storage_writer=_Writer(self._folder), **alone)
@@ -229,7 +229,9 @@ def _info(name: str, value: torch.Tensor, folder: Path) -> TensorInfo:
     return TensorInfo(name, tuple(value.shape), dtype)
 
 
-def _made(value: Any) -> Any:
+def _made(value: Any, written: Mapping[str, torch.Tensor]) -> Any:
+    if isinstance(value, WrittenTensor):
+        return written[value.name]
     return value.make() if isinstance(value, DeferredTensor) else value
 
 

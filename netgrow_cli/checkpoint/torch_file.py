@@ -39,8 +39,8 @@ class TorchCheckpoint(Checkpoint):
 
     def _load(self, path: Path, kind: str, key: str | None, prefix: str | None) -> None:
         self._tree = load_tree(path, kind)
-        self._state_path, state = select_state_dict(self._tree, key, path)
-        self.key = ".".join(map(str, self._state_path)) or None
+        self.state_path, state = select_state_dict(self._tree, key, path)
+        self.key = ".".join(map(str, self.state_path)) or None
         stored = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
         if odd := [name for name in stored if not isinstance(name, str)]:
             raise CheckpointError(f"{path}: tensor names must be text; found {odd[0]!r} ({type(odd[0]).__name__})")
@@ -72,11 +72,6 @@ class TorchCheckpoint(Checkpoint):
     def tree(self) -> Any:
         return self._tree
 
-    @property
-    def state_path(self) -> TreePath:
-        """Where in the tree the model's state dict lies."""
-        return self._state_path
-
     def writer(
         self,
         path: Path,
@@ -87,7 +82,7 @@ class TorchCheckpoint(Checkpoint):
     ) -> Writer:
         if [info.name for info in tensors] != list(self.tensors):
             raise ValueError(f"the new tensors of {self.path} must have the same names in the same order")
-        tree, at, prefix, others = self._tree, self._state_path, self.prefix, dict(replace or {})
+        tree, at, prefix, others = self._tree, self.state_path, self.prefix, dict(replace or {})
 
         def assemble(values: Mapping[str, torch.Tensor], write_deferred: Callable[[Any], Any]) -> Any:
             edits: dict[TreePath, Any] = {(*at, prefix + name): value for name, value in values.items()}

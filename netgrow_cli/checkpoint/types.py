@@ -71,6 +71,7 @@ class Checkpoint(abc.ABC):
 
     format: "safetensors", "torch" or "distributed" (a folder of torch.distributed.checkpoint).
     tensors: the model's tensors in file order, by name without `prefix`.
+    state_path: where the state dict lies in `tree()`.
     key: where the state dict lies in a training checkpoint ("model_state_dict", "a.b"), None at the root.
     prefix: what was taken off every name ("module.", "" if nothing).
     metadata: text to text (safetensors' `__metadata__`; empty for .pt).
@@ -83,6 +84,7 @@ class Checkpoint(abc.ABC):
     key: str | None
     prefix: str
     metadata: Mapping[str, str]
+    state_path: tuple[str | int, ...] = ()
     own_files: frozenset[str] | None = None
 
     @abc.abstractmethod

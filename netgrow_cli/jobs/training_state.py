@@ -70,10 +70,10 @@ def follow_state(job: Job, plan: Plan, folds: Folds, fold: Callable[[Network], F
     folds: the model's own; fold: those of another network with the same changes.
     """
     options = job.options
-    if job.checkpoint.format == "safetensors":
+    if job.checkpoint.tree() is None:
         for flag, given in (("--also", options.also), ("--leave", options.leave)):
             if given:
-                raise UsageError(f"{flag} {given[0]}: a safetensors file has one state dict")
+                raise UsageError(f"{flag} {given[0]}: {job.path.name} holds one state dict")
         return TrainingState()
     from netgrow_cli.jobs.optimizers import drop_optimizers, edit_optimizers
 
@@ -141,20 +141,13 @@ def _siblings(job: Job, plan: Plan) -> list[Sibling]:
     checkpoint, aliases = job.checkpoint, job.topology.aliases
     edited = [name for name in checkpoint.tensors if aliases.get(name) in plan.edits]
     found = []
-    for sibling in find_siblings(checkpoint.tree(), _state_path(job), checkpoint.prefix, checkpoint.tensors, edited):
+    for sibling in find_siblings(checkpoint.tree(), job.checkpoint.state_path, checkpoint.prefix, checkpoint.tensors, edited):
         dtypes = {name: name_of(sibling.values[name].dtype) for name in edited if name in sibling.values}
         odd = next((f"{name} is {dtype} there" for name, dtype in dtypes.items() if dtype not in EDITABLE), None)
         if odd is not None and sibling.relation != "other":
             sibling = dataclasses.replace(sibling, relation="other", why=odd)
         found.append(sibling)
     return found
-
-
-def _state_path(job: Job) -> tuple[str | int, ...]:
-    from netgrow_cli.checkpoint.torch_file import TorchCheckpoint
-
-    assert isinstance(job.checkpoint, TorchCheckpoint)
-    return job.checkpoint.state_path
 
 
 def _chosen(siblings: Sequence[Sibling], also: Sequence[str], leave: Sequence[str]) -> Iterator[tuple[Sibling, bool]]:
@@ -249,7 +242,7 @@ def _owners(job: Job, plan: Plan, siblings: Sequence[Sibling], along: Sequence[A
     from netgrow_cli.checkpoint.state_dicts import find_state_dicts
     from netgrow_cli.jobs.optimizers import Owner, owner_of
 
-    checkpoint, aliases, path = job.checkpoint, job.topology.aliases, _state_path(job)
+    checkpoint, aliases, path = job.checkpoint, job.topology.aliases, job.checkpoint.state_path
     edits = {name: plan.edits[aliases[name]] for name in checkpoint.tensors if aliases.get(name) in plan.edits}
     owners = [Owner(path, checkpoint.tensors, edits, checkpoint.read, checkpoint.prefix)]
     averages = {sibling.path for sibling in siblings if sibling.relation == "average"}
