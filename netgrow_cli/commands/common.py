@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from netgrow_cli.commands.declare import argument as argument
+from netgrow_cli.commands.declare import given as given
 from netgrow_cli.commands.streams import STANDARD as STANDARD
 from netgrow_cli.commands.streams import destination, send
 from netgrow_cli.commands.streams import only_one_standard as only_one_standard
@@ -25,15 +25,9 @@ MOST_UNITS = 1 << 24
 """More units than any width has."""
 
 
-def given(flag: str | tuple[str, ...], text: str, **more: Any) -> Any:
-    """A typer option."""
-    flags = (flag,) if isinstance(flag, str) else flag
-    return typer.Option(*flags, help=text, **more)
-
-
 # -- options ---------------------------------------------------------------------------------------
 
-Checkpoint = Annotated[str, typer.Argument(metavar="CKPT", help="The checkpoint; - for standard input.")]
+Checkpoint = Annotated[str, argument("CKPT", "The checkpoint; - for standard input.")]
 Layer = Annotated[
     list[str] | None, given("--layer", "A layer by name, or a glob; may be given several times.", metavar="NAME")
 ]
@@ -98,7 +92,8 @@ def takes(kind: type[Common]) -> Callable[[Callable[..., int]], Callable[..., in
 
         @functools.wraps(command)
         def wrapped(**arguments: Any) -> int:
-            common = kind(**{parameter.name: arguments.pop(parameter.name) for parameter in shared})
+            stated = {item.name: arguments.pop(item.name) for item in shared if item.name in arguments}
+            common = kind(**stated)
             return command(common, **arguments)
 
         kept = [

@@ -7,10 +7,11 @@ import json
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from netgrow_cli.checkpoint import Checkpoint, TensorInfo, create_writer, open_checkpoint, staged_outputs
 from netgrow_cli.checkpoint.dtypes import has_torch_form
+from netgrow_cli.commands.declare import argument, given
 from netgrow_cli.commands.streams import STANDARD, destination, readable, send
 from netgrow_cli.errors import CheckpointError, UsageError
 from netgrow_cli.surgery.record import METADATA_RECORD
@@ -26,11 +27,15 @@ _COMPANIONS = {METADATA_SPEC: ".netgrow.yaml", METADATA_RECORD: ".netgrow.json"}
 _FORMAT_METADATA = {"format": "pt"}
 
 
-def convert(source: str, output: str, force: bool = False, as_json: bool = False, *, key: str | None = None) -> int:
-    """Write the model's tensors in the format that the output's ending names; return the exit code 0.
-
-    The new path goes to standard output; what the new format cannot hold, to standard error.
-    """
+def convert(
+    source: Annotated[str, argument("CKPT")],
+    output: Annotated[str, given(("-o", "--output"), "The new file; its ending says the format.")],
+    force: Annotated[bool, given("--force", "Replace an output that exists.")] = False,
+    as_json: Annotated[bool, given("--json", "One JSON object on standard output.")] = False,
+    *,
+    key: Annotated[str | None, given("--key", "Where the state dict lies in the checkpoint.")] = None,
+) -> int:
+    """Convert between .pt and .safetensors."""
     to_standard = output == STANDARD
     if to_standard and as_json:
         raise UsageError("--json and the checkpoint both want standard output; give -o FILE")

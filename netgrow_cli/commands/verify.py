@@ -5,16 +5,23 @@ from __future__ import annotations
 import sys
 from typing import Annotated, Any
 
-import typer
-
-from netgrow_cli.commands.common import Computing, given, only_one_standard, options_of, print_json, readable, takes
+from netgrow_cli.commands.common import (
+    Computing,
+    argument,
+    given,
+    only_one_standard,
+    options_of,
+    print_json,
+    readable,
+    takes,
+)
 
 
 @takes(Computing)
 def verify(
     common: Computing,
-    a: Annotated[str, typer.Argument(metavar="A", help="The old checkpoint.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="The new checkpoint.")],
+    a: Annotated[str, argument("A", "The old checkpoint.")],
+    b: Annotated[str, argument("B", "The new checkpoint.")],
     model: Annotated[
         str | None, given("--model", "Compare in the real model code: package.module:factory.", metavar="M")
     ] = None,

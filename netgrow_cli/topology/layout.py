@@ -24,12 +24,15 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-IndexMap = NDArray[np.int64]
+    IndexMap = NDArray[np.int64]
+else:  # importing numpy takes longer than inferring a network's layouts; only index maps need it
+    IndexMap = "NDArray[np.int64]"
 
 # A concatenation that must equal the same parts in another order is refined as Euclid finds a common divisor:
 # one step a unit in the worst case, down to parts of one unit that nobody could change.
@@ -157,6 +160,8 @@ def index_map(layout: Layout, sources: Mapping[int, Sequence[int] | IndexMap]) -
 
     sources: by width id, for each new unit the old unit it copies, or -1; a width not named keeps its units.
     """
+    import numpy as np
+
     if isinstance(layout, Width) and layout.id in sources:
         return np.asarray(sources[layout.id], dtype=np.int64).reshape(-1)
     if isinstance(layout, (Width, Fixed)):
@@ -181,6 +186,8 @@ def occurrences(layout: Layout, width: int, sizes: Mapping[int, int] | None = No
 
     sizes: by width id, sizes other than the layout's own (those after a change).
     """
+    import numpy as np
+
     sizes = sizes or {}
     if isinstance(layout, Width):
         return [np.arange(new_size(layout, sizes), dtype=np.int64)] if layout.id == width else []
@@ -205,6 +212,8 @@ def rows_by_unit(values: NDArray[Any], axis: int, labels: IndexMap, size: int) -
 
     labels: one of the width's `occurrences` in that axis's layout.
     """
+    import numpy as np
+
     there = np.flatnonzero(labels >= 0)
     order = there[np.argsort(labels[there], kind="stable")]
     rows: NDArray[Any] = values.swapaxes(0, axis)[order].reshape(size, -1)
