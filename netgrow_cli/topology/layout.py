@@ -135,13 +135,10 @@ def product(factors: Sequence[Layout]) -> Layout:
 def leaves(layout: Layout) -> Iterator[Width]:
     """The widths of a layout from left to right, as often as they occur."""
     if isinstance(layout, Width):
-        yield layout
-    elif isinstance(layout, Concat):
-        for part in layout.parts:
-            yield from leaves(part)
-    elif isinstance(layout, Product):
-        for factor in layout.factors:
-            yield from leaves(factor)
+        return iter((layout,))
+    if isinstance(layout, Fixed):
+        return iter(())
+    return itertools.chain.from_iterable(map(leaves, layout.parts if isinstance(layout, Concat) else layout.factors))
 
 
 def new_size(layout: Layout, sizes: Mapping[int, int]) -> int:
@@ -232,14 +229,19 @@ class Layouts:
     # -- reading ---------------------------------------------------------------------------------
 
     def resolve(self, layout: Layout) -> Layout:
-        """The layout with everything known put in, in normal form."""
+        """The layout with everything known put in, in normal form; itself where that is nothing new."""
         if isinstance(layout, Width):
+            found = self._bound.get(layout.id)
+            if found is None or isinstance(found, Fixed):
+                return layout if found is None else found
+            if isinstance(found, Width) and found.id not in self._bound:
+                return found
             return self._resolve_width(layout)
+        if isinstance(layout, Fixed) or not self._has_bound_leaf(layout):
+            return layout
         if isinstance(layout, Concat):
             return concat([self.resolve(part) for part in layout.parts])
-        if isinstance(layout, Product):
-            return product([self.resolve(factor) for factor in layout.factors])
-        return layout
+        return product([self.resolve(factor) for factor in layout.factors])
 
     def _resolve_width(self, width: Width) -> Layout:
         # A loop, not a recursion: a long residual stream binds one width to the next a thousand times.
@@ -269,7 +271,8 @@ class Layouts:
         return bound
 
     def _has_bound_leaf(self, layout: Layout) -> bool:
-        return any(leaf.id in self._bound for leaf in leaves(layout))
+        bound = self._bound
+        return any(leaf.id in bound for leaf in leaves(layout))
 
     def _substituted(self, layout: Layout) -> Layout:
         """A layout whose widths' bindings are resolved, with these put in."""
@@ -321,7 +324,10 @@ class Layouts:
 
         Where they have no common refinement, both are frozen with the reason. Raises SizeMismatch.
         """
-        waiting = [(self.resolve(left), self.resolve(right))]
+        left, right = self.resolve(left), self.resolve(right)
+        if left == right:
+            return
+        waiting = [(left, right)]
         steps = _MOST_STEPS * (2 + sum(1 for _ in leaves(waiting[0][0])) + sum(1 for _ in leaves(waiting[0][1])))
         while waiting:
             one, other = waiting.pop()
