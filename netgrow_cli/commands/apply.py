@@ -42,11 +42,13 @@ def apply(
 def _one(common: Writing, ckpt: str, steps: Any) -> dict[str, Any]:
     from netgrow_cli.jobs.recipe import apply_recipe
     from netgrow_cli.report.change import print_summary
+    from netgrow_cli.report.progress import shown_progress
 
     options = options_of(common)
     if common.output is not None:
         options = dataclasses.replace(options, output=Path(common.output))
-    output, reports = apply_recipe(Path(ckpt), steps, options)
+    with shown_progress() as progress:
+        output, reports = apply_recipe(Path(ckpt), steps, dataclasses.replace(options, progress=progress))
     if not common.as_json:
         for report in reports:
             print_summary(report)

@@ -149,13 +149,15 @@ def run_change(common: Writing, source: str, command: str, select: Selector) -> 
     """Carry out a change and print its report."""
     from netgrow_cli.jobs.job import change
     from netgrow_cli.report.change import print_report
+    from netgrow_cli.report.progress import shown_progress
 
     to_standard = common.output == STANDARD or (source == STANDARD and common.output is None)
     if to_standard and common.as_json and not common.dry_run:
         raise UsageError("--json and the checkpoint both want standard output; give -o FILE")
     with readable(source) as path, destination(common.output, to_standard) as output:
-        options = dataclasses.replace(options_of(common), output=output)
-        report = change(path, command, select, options)
+        with shown_progress() as progress:
+            options = dataclasses.replace(options_of(common), output=output, progress=progress)
+            report = change(path, command, select, options)
         if source == STANDARD:
             report = dataclasses.replace(report, input=Path(STANDARD))
         if to_standard and not common.dry_run:

@@ -20,6 +20,7 @@ from netgrow_cli.checkpoint.source import source_of
 from netgrow_cli.errors import NotEquivalent, Refused, UsageError, first_line
 from netgrow_cli.jobs.configuration import Configuration, follow, require_fit
 from netgrow_cli.jobs.execute import Execution
+from netgrow_cli.progress import SILENT, Progress
 from netgrow_cli.proof.activity import Activity, observe
 from netgrow_cli.proof.equivalence import EXACT, ROUNDED, Equivalence, check_dtype, compare, require_finite
 from netgrow_cli.proof.foldback import FoldBack, fold_back
@@ -70,6 +71,7 @@ class Options:
     allow_drift: float | None = None
     drop_optimizer: bool = False
     check_learnable: bool = False
+    progress: Progress = SILENT
 
 
 @dataclasses.dataclass(frozen=True)

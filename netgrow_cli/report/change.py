@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 from netgrow_cli.report.console import error_console, shape_text
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from netgrow_cli.jobs.job import Report
+    from netgrow_cli.report.console import Console
     from netgrow_cli.surgery.change import WidthChange
 
 MOST_TENSORS = 24
@@ -99,7 +98,7 @@ def _few(items: list[str], most: int = 12) -> str:
 
 
 def _plain(text: str) -> str:
-    """Names may hold brackets, which rich would read as its own."""
+    """Names may hold brackets, which would be read as markup."""
     return text.replace("[", "\\[")
 
 
