@@ -14,6 +14,7 @@ ZOO_READY = $(ZOO)/.ready
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,samples]'
+	$(BIN)/python -m compileall -q netgrow_cli
 	touch $(READY)
 
 demo: $(READY)
