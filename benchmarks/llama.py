@@ -143,3 +143,43 @@ def _sparse(path: Path, shapes: Mapping[str, Sequence[int]]) -> Path:
         file.write(first)
         file.truncate(len(first) + sum(BYTES * math.prod(shape) for shape in shapes.values()))
     return path
+
+
+# -- with random weights ---------------------------------------------------------------------------------
+
+BLOCK = 1 << 24
+ONE = 0x3F80
+"""1.0 in bf16."""
+
+
+def write_random(model: Llama, folder: Path, shard_size: int = 10**9, seed: int = 0) -> Path:
+    """A checkpoint with random weights, in shards, as transformers loads it; written in blocks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(model.config(), indent=2))
+    (folder / "generation_config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": 2}))
+    parts = list(shards(model.shapes(), shard_size))
+    names = [shard_name(number, len(parts)) for number in range(1, len(parts) + 1)]
+    for number, (name, part) in enumerate(zip(names, parts, strict=True)):
+        with (folder / name).open("wb") as file:
+            file.write(header(part))
+            for tensor in sorted(part):
+                for block in _values(part[tensor], seed + number, "norm" in tensor):
+                    file.write(block)
+    write_index(folder, dict(zip(names, parts, strict=True)))
+    return folder
+
+
+def _values(shape: Sequence[int], seed: int, is_gain: bool) -> Iterator[bytes]:
+    """Gains of 1; weights of either sign between 2^-11 and 2^-7, as bf16."""
+    import numpy as np
+
+    generator = np.random.default_rng([seed, *shape])
+    left = math.prod(shape)
+    while left > 0:
+        count = min(left, BLOCK)
+        if is_gain:
+            bits = np.full(count, ONE, np.uint16)
+        else:
+            bits = np.frombuffer(generator.bytes(BYTES * count), np.uint16) & 0x81FF | 0x3A00
+        yield bits.astype("<u2").tobytes()
+        left -= count
