@@ -45,7 +45,7 @@ samples: $(READY)
 	$(BIN)/python sample_checkpoints/make.py
 
 bench: $(READY)
-	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python -m benchmarks.startup
 
 clean:
 	rm -rf $(VENV) $(ZOO) demo-out build dist *.egg-info

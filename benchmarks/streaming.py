@@ -91,7 +91,7 @@ def peers(folder: Path, python: str, shard: int, work: Path) -> list[Command]:
     found = []
     if _imports(python, "transformers"):
         argv = [python, "-c", TRANSFORMERS, str(folder)]
-        found.append(Command("transformers load and save", lambda out: [*argv, str(out), str(shard)]))
+        found.append(Command("transformers load and save", lambda out: [*argv, str(out), f"{shard // 10**6}MB"]))
     mergekit = Path(python).with_name("mergekit-yaml")
     if mergekit.is_file():
         config = work / "passthrough.yaml"
