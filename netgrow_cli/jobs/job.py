@@ -11,11 +11,12 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from netgrow_cli.checkpoint import Checkpoint, check_outputs, open_checkpoint, staged_outputs
+from netgrow_cli.checkpoint import Checkpoint, TensorInfo, check_outputs, open_checkpoint, staged_outputs
+from netgrow_cli.checkpoint.dtypes import nbytes
 from netgrow_cli.checkpoint.source import source_of
 from netgrow_cli.errors import NotEquivalent, Refused, UsageError, first_line
 from netgrow_cli.jobs.configuration import Configuration, follow, require_fit
@@ -366,14 +367,20 @@ def _plan(job: Job, selection: Selection) -> tuple[Folds, Plan]:
 def _write(
     job: Job, plan: Plan, folds: Folds, paths: Sequence[Path], spec_text: str, record: Mapping[str, Any]
 ) -> None:
-    work = Execution(job.checkpoint, job.topology, plan, folds.patches, job.options.seed)
+    progress = job.options.progress
+    work = Execution(job.checkpoint, job.topology, plan, folds.patches, job.options.seed, progress.advance)
     record_text = json.dumps(record)
     metadata = {METADATA_SPEC: spec_text, METADATA_RECORD: record_text} if len(paths) == 1 else None
     writer = job.checkpoint.writer(paths[0], work.infos(), metadata=metadata, replace=_optimizer_states(job, plan))
+    progress.stage("writing", _total_bytes(work.infos()))
     work.write(writer)
     writer.finish()
     for path, text in zip(paths[1:], (spec_text, record_text + "\n"), strict=False):
         path.write_text(text, encoding="utf-8")
+
+
+def _total_bytes(infos: Iterable[TensorInfo]) -> int:
+    return sum(nbytes(info.dtype, info.shape) for info in infos if info.tied_to is None)
 
 
 def _optimizer_states(job: Job, plan: Plan) -> dict[tuple[str | int, ...], Any]:
@@ -398,12 +405,14 @@ def _prove(report: _Draft, written: Path, spec_text: str, output: Path) -> _Draf
     with open_checkpoint(written, key=job.checkpoint.key, prefix=job.checkpoint.prefix or None) as changed:
         graph = parse_spec(spec_text, f"{output} (rewritten spec)").graph(changed.tensors)
         new = Network.of(graph, changed, options.device)
+        options.progress.stage("folding back", _total_bytes(changed.tensors.values()))
         folded = fold_back(
             job.topology,
             report.plan,
             functools.partial(source_of, job.checkpoint),
             functools.partial(source_of, changed),
             report.folds.patches,
+            options.progress.advance,
         )
         if folded.differing:
             require_finite(job.network, folded.differing[0])
@@ -411,6 +420,7 @@ def _prove(report: _Draft, written: Path, spec_text: str, output: Path) -> _Draf
         probes = job.probes(options.probes or PROBES, options.seed)
         rounds = report.plan.rounds or bool(report.folds.patches)
         tolerance = options.tolerance if options.tolerance is not None else proof_tolerance(job, rounds)
+        options.progress.stage("proving", None)
         equivalence = compare(job.network, new, probes, dtype=options.dtype, tolerance=tolerance)
         _accept(equivalence, options, report)
         learnable = None

@@ -12,14 +12,18 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+import netgrow_cli
 from netgrow_cli.progress import SILENT
 from netgrow_cli.report import progress
 from netgrow_cli.report.progress import shown_progress
 
-from .driver import environment
+from .driver import chain, environment, save
 
 SHOW, HIDE = "\x1b[?25h", "\x1b[?25l"
 
@@ -181,3 +185,21 @@ def test_an_interrupt_leaves_the_terminal_as_it_was(tmp_path: Path) -> None:
     text = seen.decode()
     assert "writing" in text and text.rfind(SHOW) > text.rfind(HIDE) >= 0
     assert text.endswith("\x1b[2K"), repr(text[-40:])  # the line is wiped
+
+
+@pytest.mark.parametrize("name", ["ckpt.pt", "ckpt.safetensors"])
+def test_a_change_tells_of_all_its_bytes(tmp_path: Path, name: str) -> None:
+    told: list[list[Any]] = []
+
+    class Told:
+        def stage(self, name: str, total: int | None) -> None:
+            told.append([name, total, 0])
+
+        def advance(self, count: int) -> None:
+            told[-1][2] += count
+
+    path = save(tmp_path / name, chain(5, 6, 4, 3))
+    report = netgrow_cli.expand(path, layer="fc1", add=2, progress=Told())
+    read = load_file if path.suffix == ".safetensors" else torch.load
+    size = sum(tensor.nbytes for tensor in read(report.output).values())
+    assert told[:2] == [["writing", size, size], ["folding back", size, size]]
