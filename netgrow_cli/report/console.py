@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -13,23 +14,32 @@ _MARKUP = re.compile(rf"\\\[|\[(?P<style>{'|'.join(_CODES)})\]|(?P<end>\[/\])")
 
 
 class Console:
-    """Prints lines with a little markup: `[bold]48[/] units`; a bracket that is none is written `\\[`."""
+    """Prints lines with a little markup: `[bold]48[/] units`; a bracket that is none is written `\\[`.
+
+    A context: all lines are written at once at its end.
+    """
 
     def __init__(self, stream: Any, *, colour: bool) -> None:
         self._stream = stream
         self._colour = colour
+        self._lines: list[str] = []
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # (Where nobody reads what is said any more, what is done goes on.)
+        with contextlib.suppress(BrokenPipeError):
+            if self._lines and self._stream is not None:
+                self._stream.write("".join(self._lines))
+                self._stream.flush()
 
     def print(self, text: str, *, style: str | None = None, markup: bool = True) -> None:
         """One line. style: of all of it."""
         shown = _MARKUP.sub(self._replaced, text) if markup else text
         if style is not None:
             shown = f"{self._code(_CODES[style])}{shown}{self._code('0')}"
-        try:
-            self._stream.write(f"{shown}\n")
-            self._stream.flush()
-        except BrokenPipeError:
-            # Nobody reads what is said any more; what is done goes on.
-            self._stream, self._colour = _Nowhere(), False
+        self._lines.append(f"{shown}\n")
 
     def _replaced(self, found: re.Match[str]) -> str:
         if found["style"] is not None:
@@ -40,17 +50,9 @@ class Console:
         return f"\x1b[{number}m" if self._colour else ""
 
 
-class _Nowhere:
-    def write(self, text: str) -> None:
-        pass
-
-    def flush(self) -> None:
-        pass
-
-
 def error_console() -> Console:
     """A console on standard error, without colour where that is no terminal or NO_COLOR is set."""
-    return Console(sys.stderr if sys.stderr is not None else _Nowhere(), colour=_coloured(sys.stderr))
+    return Console(sys.stderr, colour=_coloured(sys.stderr))
 
 
 def _coloured(stream: Any) -> bool:
