@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -216,6 +217,7 @@ def main() -> int:
     sizes = [int(float(item) * GIGABYTE) for item in given.sizes.split(",") if item not in ("", "none")]
     if given.quick:
         size, sizes, rounds = GIGABYTE * 4 // 10, [GIGABYTE * 4 // 10], 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # (what was made is removed)
     with tempfile.TemporaryDirectory(dir=given.work, prefix="netgrow-bench-") as folder:
         work = Path(folder)
         needed = max([4 * size, *(3 * item for item in sizes)])
