@@ -33,8 +33,8 @@ Made by `python -m benchmarks.streaming --peers` (which says how it measures); r
 
 Every MLP wider by 512 units (`netgrow expand FOLDER --layer 'model.layers.*.mlp.up_proj' --add 512 -o OUT`); whole
 processes, start-up included, input in memory, output written to the disk's cache, removed and synced between runs.
-netgrow flushes what it wrote to the disk before the new name appears; `cp` and the others do not. The peers load the
-folder and save it unchanged. Memory is anonymous memory at its peak (no files, no page cache), sampled every 10 ms.
+The peers load the folder and save it unchanged. Memory is anonymous memory at its peak (no files, no page cache),
+sampled every 10 ms.
 
 {changes}
 
