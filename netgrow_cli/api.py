@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from netgrow_cli.checkpoint.sharding import parse_size
 from netgrow_cli.fitting import fit
 from netgrow_cli.jobs.growing import expanding, splitting
 from netgrow_cli.jobs.job import Options, Report, change
@@ -32,6 +33,10 @@ def _options(given: dict[str, Any]) -> Options:
     for key in ("spec", "output", "probe_data"):
         if isinstance(given.get(key), str):
             given[key] = Path(given[key])
+    if isinstance(given.get("shard_size"), str):
+        given["shard_size"] = parse_size(given["shard_size"])
+    for key in ("also", "leave"):
+        given[key] = _list(given.get(key))
     return Options(**given)
 
 

@@ -6,8 +6,10 @@ import contextlib
 import gc
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 from netgrow_cli import __version__
@@ -56,20 +58,55 @@ def _run() -> Any:
     return run_app({name: _command(name) for name in COMMANDS})
 
 
+class _Ended(BaseException):
+    """The system or a person asks the process to end; what it staged is removed on the way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextlib.contextmanager
+def _orderly_ends() -> Iterator[None]:
+    """Within, SIGTERM and SIGHUP end the process as an exception does, not on the spot."""
+    before: dict[int, Any] = {}
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for other in before:  # a second one must not interrupt the cleaning up
+            signal.signal(other, signal.SIG_IGN)
+        raise _Ended(number)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        # (nohup ignores SIGHUP, and that must stay; a host program may have handlers of its own.)
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            with contextlib.suppress(ValueError):  # not in the main thread
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def main() -> None:
     """The entry point: run, and turn every error into one line and its exit code."""
     code: Any = 0
     # A start makes many objects and hardly a cycle; looking for cycles as often as usual takes a twentieth of it.
     gc.set_threshold(50_000)
     try:
-        code = _run()
-        _flush()
+        with _orderly_ends():
+            code = _run()
+            _flush()
     except NetgrowError as error:
         _complain(str(error))
         code = error.exit_code
     except KeyboardInterrupt:
         _complain("interrupted; nothing was written")
         code = INTERRUPTED
+    except _Ended as ended:
+        _complain(f"ended by {signal.Signals(ended.number).name}; what was not finished is removed")
+        code = 128 + ended.number
     except BrokenPipeError:
         # Whoever read our output has gone; there is nobody to tell.
         _to_nowhere(sys.stdout, sys.stderr)

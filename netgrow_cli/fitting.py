@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from netgrow_cli.checkpoint import Checkpoint, open_checkpoint
+from netgrow_cli.checkpoint import Checkpoint, checkpoint_path, open_checkpoint
 from netgrow_cli.errors import CheckpointError, NetgrowError, UsageError
 from netgrow_cli.topology.discover import find_spec, place_of_tensors
 from netgrow_cli.topology.layout import leaves
@@ -37,15 +37,16 @@ def fit(
     Raises CheckpointError where names do not match, UsageError where a size cannot be told or one number of the model
     would have to be two.
     """
-    path = Path(path)
+    path = checkpoint_path(Path(path))
     stated = Path(spec) if spec is not None else None
     key, prefix = place_of_tensors(path, stated, key, prefix)
     with open_checkpoint(path, key=key, prefix=prefix) as checkpoint:
-        _check_names(model, checkpoint)
+        tied = _left_out(model, checkpoint)
+        _check_names(model, checkpoint, tied)
         topology = _topology(checkpoint, path, stated)
         settings = _settings(topology) if topology is not None else {}
         attributes = attribute_values(topology) if topology is not None else {}
-        _resize(model, checkpoint)
+        _resize(model, checkpoint, tied)
         for name, module in model.named_modules():
             _adjust(name, module, settings)
         modules = dict(model.named_modules())
@@ -54,21 +55,30 @@ def fit(
         for module in model.modules():
             _multihead(module)
         state: Any = collections.OrderedDict((name, checkpoint.read(name)) for name in checkpoint.tensors)
+        state |= {name: state[first] for name, first in tied.items()}
         # (Modules with versions of their own ask for the one that they were saved by.)
         state._metadata = getattr(model.state_dict(), "_metadata", {})
         model.load_state_dict(state, strict=True)
     return model
 
 
-def _check_names(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
-    expected, found = set(model.state_dict()), set(checkpoint.tensors)
+def _left_out(model: torch.nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
+    """Names that a file of the Hugging Face kind leaves out, by the name under which the same parameter is there."""
+    values = model.state_dict(keep_vars=True)
+    found = {id(value): name for name, value in values.items() if name in checkpoint.tensors}
+    absent = [name for name in values if name not in checkpoint.tensors]
+    return {name: found[id(values[name])] for name in absent if id(values[name]) in found}
+
+
+def _check_names(model: torch.nn.Module, checkpoint: Checkpoint, tied: Mapping[str, str]) -> None:
+    expected, found = set(model.state_dict()) - set(tied), set(checkpoint.tensors)
     for names, what in ((expected - found, "the checkpoint lacks"), (found - expected, "the model lacks")):
         if names:
             shown = ", ".join(sorted(names)[:4]) + (", ..." if len(names) > 4 else "")
             raise CheckpointError(f"{checkpoint.path}: {what} {shown}; is this the model that wrote it?")
 
 
-def _resize(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
+def _resize(model: torch.nn.Module, checkpoint: Checkpoint, tied: Mapping[str, str]) -> None:
     """New parameters and buffers where shapes differ; what was shared stays shared."""
     import torch
 
@@ -77,7 +87,7 @@ def _resize(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
         for store in (module._parameters, module._buffers):
             for short, old in list(store.items()):
                 name = f"{module_name}.{short}" if module_name else short
-                info = checkpoint.tensors.get(name)
+                info = checkpoint.tensors.get(tied.get(name, name))
                 if old is None or info is None or tuple(old.shape) == info.shape:
                     continue
                 if id(old) not in made:

@@ -1,12 +1,19 @@
-"""Which format a file has, by its first bytes and never by its name, and what it is if it is none."""
+"""Which format a file has, by its first bytes and never by its name, and what it is if it is none.
+
+A folder is known by the names of its files.
+"""
 
 from __future__ import annotations
 
 import stat
 from pathlib import Path
 
+from netgrow_cli.checkpoint.folder_index import find_weights
 from netgrow_cli.checkpoint.safetensors_header import MAX_HEADER
 from netgrow_cli.errors import CheckpointError
+
+DISTRIBUTED = ".metadata"
+"""What a folder of torch.distributed.checkpoint is known by."""
 
 # The number with which torch's format before 1.6 starts, pickled.
 _LEGACY_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
@@ -43,10 +50,18 @@ def first_bytes(path: Path, count: int = 64) -> bytes:
 
 
 def detect(path: Path) -> str:
-    """The kind of file: "safetensors", "zip" (torch) or "legacy" (torch before 1.6).
+    """The kind of file: "safetensors", "zip" (torch) or "legacy" (torch before 1.6); "folder" for one with
+    weights, "distributed" for one of torch.distributed.checkpoint.
 
     CheckpointError says what it is instead.
     """
+    if path.is_dir():
+        if find_weights(path) is not None:
+            return "folder"
+        if (path / DISTRIBUTED).is_file():
+            return "distributed"
+        if any(path.glob("*.distcp")):
+            raise CheckpointError(f"{path} has *.distcp files and no {DISTRIBUTED}: it was not saved to the end")
     first = first_bytes(path)
     looks_like_header = first[8:9] in (b"{", b" ", b"\t", b"\n", b"\r")
     if looks_like_header and 0 < int.from_bytes(first[:8], "little") <= MAX_HEADER:

@@ -7,14 +7,16 @@ those made from `named_parameters()`, also keep names; for the others the sizes 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from netgrow_cli.checkpoint.dtypes import is_float
 from netgrow_cli.checkpoint.names import is_buffer, strip_wrappers
+from netgrow_cli.checkpoint.optimizer_kinds import FAMILIES, FLAT, Moment, kind_of
 from netgrow_cli.checkpoint.state_dicts import TreePath, is_optimizer
 from netgrow_cli.checkpoint.types import TensorInfo
 from netgrow_cli.errors import CheckpointError
@@ -22,9 +24,7 @@ from netgrow_cli.errors import CheckpointError
 ParameterId = int | str
 Shape = tuple[int, ...]
 
-_ADAM = {"exp_avg", "exp_avg_sq"}
-_ADAM_MORE = {"max_exp_avg_sq"}
-_SGD = {"momentum_buffer"}
+_ALL_ORDERS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class OptimizerState:
     """The state dict of one optimizer.
 
     path: where it lies in the checkpoint's tree.
-    kind: "adam" (AdamW, AMSGrad too), "sgd" or "other", by the entries it keeps.
+    kind: its family in `optimizer_kinds` ("adam" for AdamW, AMSGrad, ... too) or "other".
     state: by parameter id, the entries; tensors of the parameter's shape are its moments.
     groups: the parameter groups; "params" lists ids in the order that numbers them.
     """
@@ -48,6 +48,16 @@ class OptimizerState:
         return [identity for group in self.groups for identity in group["params"]]
 
     @property
+    def named(self) -> bool:
+        """Whether the groups keep the parameters' names."""
+        return bool(self.groups) and all("param_names" in group for group in self.groups)
+
+    @property
+    def family(self) -> Mapping[str, Moment]:
+        """How its entries follow; nothing for one that is not known."""
+        return FAMILIES.get(self.kind, {})
+
+    @property
     def label(self) -> str:
         """Where it lies, for messages."""
         return ".".join(map(str, self.path)) or "the file itself"
@@ -56,9 +66,14 @@ class OptimizerState:
 def find_optimizers(tree: Any) -> list[OptimizerState]:
     """Every optimizer state in the tree of a torch checkpoint; none for None (safetensors)."""
     return [
-        OptimizerState(path, _kind(node["state"], node["param_groups"]), node["state"], node["param_groups"])
+        OptimizerState(path, kind_of(node["state"], node["param_groups"]), node["state"], node["param_groups"])
         for path, node in _optimizers(tree, ())
     ]
+
+
+def find_flat(tree: Any) -> dict[TreePath, str]:
+    """By path, what holds parameters or moments in a form of its own (Apex, Megatron, DeepSpeed), and what it is."""
+    return dict(_flat(tree, ()))
 
 
 def moments(entries: Mapping[str, Any], shape: Shape) -> dict[str, torch.Tensor]:
@@ -70,25 +85,64 @@ def moments(entries: Mapping[str, Any], shape: Shape) -> dict[str, torch.Tensor]
     }
 
 
-def match_parameters(optimizer: OptimizerState, tensors: Mapping[str, TensorInfo]) -> dict[ParameterId, str]:
+def match_parameters(
+    optimizer: OptimizerState, tensors: Mapping[str, TensorInfo], prefix: str = ""
+) -> dict[ParameterId, str]:
     """Which tensor each parameter id is; ids that keep no state (frozen parameters) may be missing.
 
-    By names where the optimizer has them. Else by sizes: all parameters in the state dict's order; else each
-    size on its own, where as many tensors as ids have it and its ids are in one group, whose order then is
-    the state dict's. What remains ambiguous is an error, never a guess.
+    By names where the optimizer has them (prefix: what was taken off those of the tensors). Else by sizes: all
+    parameters in the state dict's order; else each size on its own, where as many tensors as ids have it and its ids
+    are in one group, whose order then is the state dict's. What remains ambiguous is an error, never a guess.
     """
     if any(isinstance(identity, str) for identity in optimizer.ids):
-        return _by_name(optimizer, {identity: str(identity) for identity in optimizer.ids}, tensors)
-    if optimizer.groups and all("param_names" in group for group in optimizer.groups):
+        return _by_name(optimizer, {identity: str(identity) for identity in optimizer.ids}, tensors, prefix)
+    if optimizer.named:
         names = [name for group in optimizer.groups for name in group["param_names"]]
-        return _by_name(optimizer, dict(zip(optimizer.ids, names, strict=True)), tensors)
-    parameters = {name: info.shape for name, info in tensors.items() if _may_be_parameter(info)}
-    shapes = {identity: _shape(optimizer.state.get(identity)) for identity in optimizer.ids}
-    if len(shapes) == len(parameters) and all(
-        found is None or found == expected for found, expected in zip(shapes.values(), parameters.values(), strict=True)
-    ):
+        return _by_name(optimizer, dict(zip(optimizer.ids, names, strict=True)), tensors, prefix)
+    parameters = {name: info.shape for name, info in tensors.items() if may_be_parameter(info)}
+    shapes = shapes_of(optimizer)
+    if _in_order(shapes.values(), parameters.values()):
         return dict(zip(shapes, parameters, strict=True))
     return _by_size(optimizer, shapes, parameters)
+
+
+def readings(
+    optimizer: OptimizerState, tensors: Mapping[str, TensorInfo], prefix: str = ""
+) -> list[dict[ParameterId, str]]:
+    """All that an optimizer's ids may mean: `match_parameters`, and with groups in another order where that fits too.
+
+    Nothing says that groups without names are in the model's order; two of the same sizes may be either way round.
+    """
+    first = match_parameters(optimizer, tensors, prefix)
+    listed = [list(group["params"]) for group in optimizer.groups if group["params"]]
+    parameters = {name: info.shape for name, info in tensors.items() if may_be_parameter(info)}
+    shapes = shapes_of(optimizer)
+    named = optimizer.named or any(isinstance(identity, str) for identity in optimizer.ids)
+    if named or len(listed) < 2 or list(first.items()) != list(zip(shapes, parameters, strict=False)):
+        return [first]
+    found = [first]
+    for order in _orders(listed, shapes):
+        ids = [identity for group in order for identity in group]
+        if _in_order([shapes[identity] for identity in ids], parameters.values()):
+            found.append(dict(zip(ids, parameters, strict=True)))
+    return found
+
+
+def _orders(
+    listed: Sequence[list[ParameterId]], shapes: Mapping[ParameterId, Shape | None]
+) -> Iterator[list[list[ParameterId]]]:
+    """Other orders of the groups: all of few, of many those that swap two with the same sizes."""
+    if len(listed) <= _ALL_ORDERS:
+        yield from (list(order) for order in itertools.permutations(listed) if list(order) != listed)
+        return
+    same: dict[tuple[Shape | None, ...], list[int]] = defaultdict(list)
+    for number, ids in enumerate(listed):
+        same[tuple(shapes[identity] for identity in ids)].append(number)
+    for numbers in same.values():
+        for one, other in itertools.pairwise(numbers):
+            order = list(listed)
+            order[one], order[other] = listed[other], listed[one]
+            yield order
 
 
 def _optimizers(node: Any, path: TreePath) -> Iterator[tuple[TreePath, Mapping[str, Any]]]:
@@ -101,49 +155,56 @@ def _optimizers(node: Any, path: TreePath) -> Iterator[tuple[TreePath, Mapping[s
             yield from _optimizers(value, (*path, key))
 
 
-def _kind(state: Mapping[Any, Any], groups: Sequence[Mapping[str, Any]]) -> str:
-    kept = {
-        name
-        for entries in state.values()
-        if isinstance(entries, dict)
-        for name, value in entries.items()
-        if isinstance(value, torch.Tensor) and name != "step"
-    }
-    if kept >= _ADAM and kept <= _ADAM | _ADAM_MORE:
-        return "adam"
-    if kept == _SGD:
-        return "sgd"
-    if not kept and groups:  # before the first step, or without momentum
-        return "adam" if "betas" in groups[0] else "sgd" if "nesterov" in groups[0] else "other"
-    return "other"
+def _flat(node: Any, path: TreePath) -> Iterator[tuple[TreePath, str]]:
+    if isinstance(node, dict):
+        known = next((FLAT[key] for key in node if isinstance(key, str) and key in FLAT), None)
+        if known is not None:
+            yield path, known
+            return
+    if isinstance(node, (dict, list, tuple)) and not is_optimizer(node):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _flat(value, (*path, key))
 
 
-def _may_be_parameter(info: TensorInfo) -> bool:
+def may_be_parameter(info: TensorInfo) -> bool:
+    """Whether an optimizer may have been given this tensor: no buffer that is known, and none a second time."""
     return is_float(info.dtype) and info.tied_to is None and not is_buffer(info.name)
 
 
-def _shape(entries: Any) -> Shape | None:
-    """The parameter's shape as its entries tell it; None if they do not (no state, factored moments)."""
+def shapes_of(optimizer: OptimizerState) -> dict[ParameterId, Shape | None]:
+    """By id, the parameter's shape as its entries tell it; None if they do not (no state, factored moments)."""
+    return {identity: _shape(optimizer, optimizer.state.get(identity)) for identity in optimizer.ids}
+
+
+def _shape(optimizer: OptimizerState, entries: Any) -> Shape | None:
     if not isinstance(entries, dict):
         return None
-    found = {
-        tuple(value.shape) for name, value in entries.items() if isinstance(value, torch.Tensor) and name != "step"
-    }
+    tensors = {name: value for name, value in entries.items() if isinstance(value, torch.Tensor) and name != "step"}
+    found = {tuple(value.shape) for name, value in tensors.items() if name in optimizer.family}
+    if not optimizer.family:
+        found = {tuple(value.shape) for value in tensors.values()}
     return found.pop() if len(found) == 1 else None
 
 
+def _in_order(shapes: Collection[Shape | None], expected: Collection[Shape]) -> bool:
+    return len(shapes) == len(expected) and all(
+        found is None or found == wanted for found, wanted in zip(shapes, expected, strict=True)
+    )
+
+
 def _by_name(
-    optimizer: OptimizerState, names: Mapping[ParameterId, str], tensors: Mapping[str, TensorInfo]
+    optimizer: OptimizerState, names: Mapping[ParameterId, str], tensors: Mapping[str, TensorInfo], prefix: str
 ) -> dict[ParameterId, str]:
     matched: dict[ParameterId, str] = {}
     for identity, name in names.items():
-        found = name if name in tensors else strip_wrappers(name)
-        shape = _shape(optimizer.state.get(identity))
-        if found not in tensors:
-            raise _ambiguous(optimizer, f"it has a parameter {name!r}, and the model has no such tensor")
+        forms = (name, name.removeprefix(prefix), strip_wrappers(name))
+        found = next((form for form in forms if form in tensors), None)
+        if found is None:
+            raise ambiguous(optimizer, f"it has a parameter {name!r}, and the model has no such tensor")
+        shape = _shape(optimizer, optimizer.state.get(identity))
         if shape is not None and shape != tensors[found].shape:
             there = f"{list(tensors[found].shape)} in the model"
-            raise _ambiguous(optimizer, f"its state of {name!r} has the shape {list(shape)}, and it is {there}")
+            raise ambiguous(optimizer, f"its state of {name!r} has the shape {list(shape)}, and it is {there}")
         matched[identity] = found
     return matched
 
@@ -159,16 +220,16 @@ def _by_size(
         if known is not None:
             ids_of[known].append(identity)
         elif optimizer.state.get(identity):
-            raise _ambiguous(optimizer, f"the state of parameter {identity} does not tell its shape")
+            raise ambiguous(optimizer, f"the state of parameter {identity} does not tell its shape")
     group_of = {identity: number for number, group in enumerate(optimizer.groups) for identity in group["params"]}
     matched: dict[ParameterId, str] = {}
     for shape, ids in ids_of.items():
         names = names_of[shape]
         if len(names) != len(ids):
-            raise _ambiguous(optimizer, f"{_count(len(ids))} of shape {list(shape)}, the model has {_listing(names)}")
+            raise ambiguous(optimizer, f"{_count(len(ids))} of shape {list(shape)}, the model has {_listing(names)}")
         if len({group_of[identity] for identity in ids}) > 1:
             what = f"{_count(len(ids))} of shape {list(shape)} in several groups"
-            raise _ambiguous(optimizer, f"{what}, which can be {_listing(names)} in any order")
+            raise ambiguous(optimizer, f"{what}, which can be {_listing(names)} in any order")
         matched.update(zip(ids, names, strict=True))
     return {identity: matched[identity] for identity in shapes if identity in matched}
 
@@ -184,7 +245,8 @@ def _listing(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + more
 
 
-def _ambiguous(optimizer: OptimizerState, problem: str) -> CheckpointError:
+def ambiguous(optimizer: OptimizerState, problem: str) -> CheckpointError:
+    """The error that an optimizer's parameters cannot be told, and the way out."""
     return CheckpointError(
         f"cannot tell which parameters the optimizer state at {optimizer.label} belongs to: {problem}; "
         "pass --drop-optimizer to leave it out"

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from pathlib import Path
 from netgrow_cli.errors import CheckpointError, UsageError
 
 # Errors of a write that carry no file name; anything else of the kind may come from reading.
-_WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 class Staging:
@@ -46,8 +47,8 @@ def staged_outputs(targets: Sequence[Path], *, force: bool, inputs: Sequence[Pat
     try:
         for target in targets:
             # Noted before it exists: an interrupt in between leaves nothing behind.
-            temporary[target] = _beside(target)
-            with _cannot_write(target):
+            temporary[target] = hidden_beside(target)
+            with cannot_write(target):
                 _create(temporary[target], like=target)
         staging = Staging([temporary[target] for target in targets])
         with _translate_write_errors(temporary):
@@ -62,7 +63,7 @@ def staged_outputs(targets: Sequence[Path], *, force: bool, inputs: Sequence[Pat
 def check_outputs(targets: Sequence[Path], *, force: bool, inputs: Sequence[Path] = ()) -> None:
     """What `staged_outputs` refuses, to be asked for before long work. Raises UsageError, CheckpointError."""
     for target in targets:
-        with _cannot_write(target):  # even asking for a name that is too long is an error
+        with cannot_write(target):  # even asking for a name that is too long is an error
             _refuse_target(target, force=force, inputs=inputs)
     resolved = [target.parent.resolve() / target.name for target in targets]
     if len(set(resolved)) < len(resolved):
@@ -76,19 +77,47 @@ def _refuse_target(target: Path, *, force: bool, inputs: Sequence[Path]) -> None
     if target.is_dir():
         raise CheckpointError(f"cannot write {target}: it is a directory; give a file name with -o")
     if os.path.lexists(target) and not force:
-        is_input = any(_same_file(target, source) for source in inputs)
+        is_input = any(same_file(target, source) for source in inputs)
         what = "is the input itself" if is_input else "exists"
         raise UsageError(f"{target} {what}; pass --force to replace it or -o another path")
 
 
-def _same_file(a: Path, b: Path) -> bool:
+def same_file(a: Path, b: Path) -> bool:
+    """Whether two paths are one file; False where one of them is not there."""
     try:
         return a.samefile(b)
     except OSError:
         return False
 
 
-def _beside(target: Path) -> Path:
+def require_space(target: Path, size: int) -> None:
+    """Refuse what will not fit before hours are spent on it. Raises CheckpointError.
+
+    size: bytes to be written.
+    """
+    try:
+        disk = shutil.disk_usage(target.parent)
+    except OSError:  # writing will say what is wrong
+        return
+    if disk.total and size > disk.free:
+        raise CheckpointError(
+            f"not enough space for {target}: {size_text(size)} needed, {size_text(disk.free)} free; nothing was written"
+        )
+
+
+def size_text(count: int) -> str:
+    """A number of bytes for people."""
+    if count < 1000:
+        return f"{count} B"
+    units = ["kB", "MB", "GB", "TB"]
+    value, unit = count / 1000, units.pop(0)
+    while value >= 999.95 and units:
+        value, unit = value / 1000, units.pop(0)
+    return f"{value:.1f} {unit}"
+
+
+def hidden_beside(target: Path) -> Path:
+    """A name for what is to take the target's."""
     # The name does not contain the target's, which may already be as long as names can be.
     return target.parent / f".netgrow-{secrets.token_hex(8)}.tmp"
 
@@ -106,21 +135,22 @@ def _publish(temporary: dict[Path, Path]) -> None:
     # file that a power cut left unfinished is refused by its own sizes, and its input is still there.
     replaced = [target for target in temporary if os.path.lexists(target)]
     for target in replaced:
-        with _cannot_write(target):
-            _sync(temporary[target])
+        with cannot_write(target):
+            sync(temporary[target])
     done: list[Path] = []
     for target, path in temporary.items():
         written = f"{', '.join(map(str, done))} already written" if done else "nothing was written"
-        with _cannot_write(target, written):
+        with cannot_write(target, written):
             path.replace(target)
         done.append(target)
     for folder in {target.parent for target in replaced}:
         # Some file systems cannot sync a folder; the files are complete all the same.
         with contextlib.suppress(OSError):
-            _sync(folder)
+            sync(folder)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's names, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -129,7 +159,8 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _cannot_write(target: Path, written: str = "nothing was written") -> Iterator[None]:
+def cannot_write(target: Path, written: str = "nothing was written") -> Iterator[None]:
+    """An OSError inside becomes a CheckpointError that names the target."""
     try:
         yield
     except OSError as error:
@@ -142,7 +173,7 @@ def _translate_write_errors(temporary: dict[Path, Path]) -> Iterator[None]:
         yield
     except OSError as error:
         named = [target for target, path in temporary.items() if error.filename == str(path)]
-        if not named and not (error.filename is None and error.errno in _WRITE_ERRORS):
+        if not named and not (error.filename is None and error.errno in WRITE_ERRORS):
             raise
         target = named[0] if named else next(iter(temporary))
         raise CheckpointError(f"cannot write {target}: {error.strerror}; nothing was written") from error

@@ -6,11 +6,14 @@ Records here are added one at a time, so a checkpoint needs the memory of one te
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 import zlib
 from pathlib import Path
 
-from netgrow_cli.checkpoint.positioned import naming, open_empty, write_at
+from netgrow_cli.checkpoint.positioned import naming, open_empty, read_into, write_at
+from netgrow_cli.checkpoint.transfer import in_parallel
+from netgrow_cli.checkpoint.types import Region
 
 # torch maps storages into memory where they lie and wants them aligned.
 _ALIGNMENT = 64
@@ -22,6 +25,19 @@ _UTF8 = 1 << 11
 _DATE = 0x0021  # 1 January 1980, the first that zip knows: the same input gives the same bytes
 _PADDING_ID = 0x4246  # the extra field that torch pads with ("FB")
 _ZIP64_ID = 1
+_CRC_AT = 14  # in a record's header
+_BUFFER = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    """A record: where its header starts, and where its data does. check: None where it is yet to be computed."""
+
+    name: bytes
+    size: int
+    check: int | None
+    start: int
+    data: int
 
 
 class StoredZip:
@@ -31,25 +47,49 @@ class StoredZip:
         self._path = path
         self._zip64_from = zip64_from
         self._position = 0
-        self._directory: list[bytes] = []
+        self._records: list[_Record] = []
         self._file = open_empty(path)
 
     def add(self, name: str, data: bytes | memoryview) -> None:
         """Write one record."""
-        size, check, start = len(data), zlib.crc32(data), self._position
-        encoded = name.encode()
-        self._directory.append(self._central(encoded, size, check, start))
-        self._write(self._local(encoded, size, check))
-        self._write(data)
+        region = self.reserve(name, len(data), zlib.crc32(data))
+        with naming(self._path):
+            write_at(region.fd, region.start, data)
+
+    def reserve(self, name: str, size: int, check: int | None = None) -> Region:
+        """Make room for a record, which whoever asked fills before `finish`.
+
+        check: the CRC-32 of what it will hold; without, it is computed at the end, from what is there then.
+        """
+        encoded, start = name.encode(), self._position
+        self._write(self._local(encoded, size, check or 0))
+        self._records.append(_Record(encoded, size, check, start, self._position))
+        self._position += size
+        return Region(self._file.fileno(), self._records[-1].data, size)
 
     def finish(self) -> None:
         """Write the directory and close."""
         start = self._position
-        directory = b"".join(self._directory)
+        checks = in_parallel(self._check, self._records)
+        pairs = zip(self._records, checks, strict=True)
+        directory = b"".join(self._central(record.name, record.size, check, record.start) for record, check in pairs)
         self._write(directory)
         self._write(self._end(start, len(directory)))
         with naming(self._path):
             self._file.close()
+
+    def _check(self, record: _Record) -> int:
+        """A record's CRC, which its own header needs as well where it was not known."""
+        if record.check is not None:
+            return record.check
+        check, buffer = 0, memoryview(bytearray(min(_BUFFER, max(1, record.size))))
+        with naming(self._path):
+            for done in range(0, record.size, len(buffer)):
+                piece = buffer[: min(len(buffer), record.size - done)]
+                read_into(self._file.fileno(), record.data + done, piece)
+                check = zlib.crc32(piece, check)
+            write_at(self._file.fileno(), record.start + _CRC_AT, struct.pack("<I", check))
+        return check
 
     def _write(self, data: bytes | memoryview) -> None:
         with naming(self._path):
@@ -78,7 +118,7 @@ class StoredZip:
         return struct.pack("<I6H3I5H2I", 0x02014B50, *about, len(name), len(extra), *where) + name + extra
 
     def _end(self, start: int, length: int) -> bytes:
-        count, stop = len(self._directory), start + length
+        count, stop = len(self._records), start + length
         large = b""
         if stop >= self._zip64_from or count >= _U16:
             about = (44, _ZIP64_VERSION, _ZIP64_VERSION, 0, 0, count, count, length, start)

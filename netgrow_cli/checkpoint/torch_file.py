@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ import torch
 
 from netgrow_cli.checkpoint.dtypes import logical_shape, name_of
 from netgrow_cli.checkpoint.names import choose_prefix
+from netgrow_cli.checkpoint.siblings import partial_prefix
 from netgrow_cli.checkpoint.state_dicts import TreePath, select_state_dict
 from netgrow_cli.checkpoint.tensor_bytes import as_bytes, quantiser_bytes
 from netgrow_cli.checkpoint.torch_load import load_tree
+from netgrow_cli.checkpoint.torch_records import Records
 from netgrow_cli.checkpoint.torch_tree import rebuild
 from netgrow_cli.checkpoint.torch_writer import TorchWriter
-from netgrow_cli.checkpoint.types import Checkpoint, TensorInfo, Writer
+from netgrow_cli.checkpoint.types import Checkpoint, Region, TensorInfo, Writer
 from netgrow_cli.errors import CheckpointError
 
 
@@ -27,14 +30,26 @@ class TorchCheckpoint(Checkpoint):
 
     def __init__(self, path: Path, kind: str, *, key: str | None = None, prefix: str | None = None) -> None:
         self.path = path
+        self._file = path.open("rb", buffering=0) if kind == "zip" and path.suffix != ".safetensors" else None
+        try:
+            self._load(path, kind, key, prefix)
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self, path: Path, kind: str, key: str | None, prefix: str | None) -> None:
         self._tree = load_tree(path, kind)
         self._state_path, state = select_state_dict(self._tree, key, path)
         self.key = ".".join(map(str, self._state_path)) or None
         stored = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
         if odd := [name for name in stored if not isinstance(name, str)]:
-            kind = type(odd[0]).__name__
-            raise CheckpointError(f"{path}: tensor names must be text; found {odd[0]!r} ({kind})")
-        self.prefix = choose_prefix(list(stored), prefix, str(path))
+            raise CheckpointError(f"{path}: tensor names must be text; found {odd[0]!r} ({type(odd[0]).__name__})")
+        weights = [name for name, value in stored.items() if value.dim() > 0]
+        if prefix and partial_prefix(weights, prefix):
+            # Beside it lie other copies of the same names, and their counters; they are carried over.
+            self.prefix, stored = prefix, {n: value for n, value in stored.items() if n.startswith(prefix)}
+        else:
+            self.prefix = choose_prefix(list(stored), prefix, str(path))
         self._values = {name[len(self.prefix) :]: value for name, value in stored.items()}
         self.tensors = _infos(self._values, path)
 
@@ -46,8 +61,21 @@ class TorchCheckpoint(Checkpoint):
         quantiser = quantiser_bytes(tensor) if tensor.is_quantized else b""
         return bytes(as_bytes(tensor)) + quantiser
 
+    def region(self, name: str) -> Region | None:
+        return self._records.region(self._values[name].detach()) if self._records is not None else None
+
+    @functools.cached_property
+    def _records(self) -> Records | None:
+        """Where the file's storages lie; None for one that is not mapped."""
+        return Records(self._file, self._tree) if self._file is not None else None
+
     def tree(self) -> Any:
         return self._tree
+
+    @property
+    def state_path(self) -> TreePath:
+        """Where in the tree the model's state dict lies."""
+        return self._state_path
 
     def writer(
         self,
@@ -68,12 +96,14 @@ class TorchCheckpoint(Checkpoint):
             edits.update({place: write_deferred(value) for place, value in others.items()})
             return rebuild(tree, edits)
 
-        return TorchWriter(path, tensors, assemble, self._values)
+        return TorchWriter(path, tensors, assemble, self._values, self._records)
 
     def close(self) -> None:
         """Let go of the tensors; the file stays mapped while any of them is in use elsewhere."""
         self._values = {}
         self._tree = None
+        if self._file is not None:
+            self._file.close()
 
 
 def _infos(values: Mapping[str, torch.Tensor], path: Path) -> dict[str, TensorInfo]:
@@ -81,13 +111,14 @@ def _infos(values: Mapping[str, torch.Tensor], path: Path) -> dict[str, TensorIn
     infos: dict[str, TensorInfo] = {}
     for name, tensor in values.items():
         dtype = _dtype(name, tensor, path)
-        first = first_by_view.setdefault(_view(tensor), name)
+        first = first_by_view.setdefault(view_of(tensor), name)
         shape = logical_shape(dtype, tuple(tensor.shape))
         infos[name] = TensorInfo(name, shape, dtype, None if first == name else first)
     return infos
 
 
-def _view(tensor: torch.Tensor) -> tuple[Any, ...]:
+def view_of(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Equal for tensors that are the same numbers in the same memory."""
     storage = tensor.untyped_storage()._cdata
     return storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 

@@ -28,12 +28,12 @@ def load_tree(path: Path, kind: str) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's deprecations say nothing about the user's file
         try:
-            with torch.serialization.safe_globals(_plain_data()):
+            with torch.serialization.safe_globals(plain_data()):
                 return _load(path, mapped=kind == "zip")
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
         except Exception as error:  # a damaged pickle raises anything, KeyError and IndexError included
-            raise CheckpointError(_why(path, error)) from None
+            raise CheckpointError(why(path, error)) from None
 
 
 def _load(path: Path, *, mapped: bool) -> Any:
@@ -43,7 +43,7 @@ def _load(path: Path, *, mapped: bool) -> Any:
         return torch.load(file, weights_only=True, map_location="cpu")
 
 
-def _plain_data() -> list[Any]:
+def plain_data() -> list[Any]:
     """What training scripts keep beside weights and what cannot do anything when constructed: numpy's
     numbers and arrays, parsed arguments, paths. The two names are where numpy 1 and numpy 2 have it."""
     scalar, reconstruct = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
@@ -74,7 +74,8 @@ def _check_archive(path: Path) -> None:
         raise CheckpointError(f"{path} was compressed by something else than torch; torch.load and torch.save it")
 
 
-def _why(path: Path, error: Exception) -> str:
+def why(path: Path | str, error: BaseException) -> str:
+    """In one line, why something could not be loaded."""
     text = str(error)
     if found := _REFUSED.search(text):
         name = found.group(1) or found.group(2)

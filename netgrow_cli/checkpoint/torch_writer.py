@@ -19,10 +19,13 @@ from typing import Any
 
 import torch
 
+from netgrow_cli.checkpoint.dtypes import has_torch_form, torch_form
 from netgrow_cli.checkpoint.stored_zip import StoredZip
 from netgrow_cli.checkpoint.tensor_bytes import as_bytes, check, storage_bytes
+from netgrow_cli.checkpoint.torch_records import Records
 from netgrow_cli.checkpoint.torch_tree import with_items
-from netgrow_cli.checkpoint.types import TensorInfo, Writer
+from netgrow_cli.checkpoint.transfer import copy
+from netgrow_cli.checkpoint.types import Region, TensorInfo, Writer
 
 # The archive's folder; torch.save takes the file's name without its ending.
 _FOLDER = "archive"
@@ -37,19 +40,33 @@ _SMALL = 1 << 16
 Assemble = Callable[[Mapping[str, torch.Tensor], Callable[[Any], Any]], Any]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class DeferredTensor:
-    """In `replace`, stands for a tensor that is made only when it is written, such as a moment of Adam."""
+    """In `replace`, stands for a tensor that is made only when it is written, such as a moment of Adam.
+
+    original: what it takes the place of; a Parameter stays one. The same object at several places is one tensor there.
+    """
 
     make: Callable[[], torch.Tensor]
+    original: torch.Tensor | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class WrittenTensor:
+    """In `replace`, stands for one of the model's tensors as it was written, with which it shares its numbers."""
+
+    name: str
 
 
 class TorchWriter(Writer):
     """Takes tensors one at a time; `assemble` makes the file's object from them.
 
     originals: the source file's tensors. One that comes back as it was read is kept as the very object it
-    was, with its strides and whatever storage it shares with others.
+    was, with its strides and whatever storage it shares with others. records: where in the source file storages lie;
+    what stays as it is is copied from there.
     """
+
+    carries = True
 
     def __init__(
         self,
@@ -57,6 +74,7 @@ class TorchWriter(Writer):
         tensors: Sequence[TensorInfo],
         assemble: Assemble,
         originals: Mapping[str, torch.Tensor] | None = None,
+        records: Records | None = None,
     ) -> None:
         self._infos = {info.name: info for info in tensors}
         if len(self._infos) < len(tensors):
@@ -67,9 +85,10 @@ class TorchWriter(Writer):
         self._tie_targets = {info.tied_to for info in tensors if info.tied_to is not None}
         self._originals = originals or {}
         self._assemble = assemble
-        self._archive = _TorchArchive(path)
+        self._archive = _TorchArchive(path, records)
         self._values: dict[str, torch.Tensor] = {}
         self._digests: dict[str, bytes] = {}
+        self._made: dict[DeferredTensor, torch.Tensor] = {}
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
         info = self._infos.get(name)
@@ -88,6 +107,20 @@ class TorchWriter(Writer):
             self._values[name] = original
         else:
             self._values[name] = dressed_as(original, self._archive.add_tensor(tensor))
+
+    def region(self, name: str) -> Region | None:
+        """Room for a tensor that changes: row-major, in a storage of its own."""
+        info, original = self._infos[name], self._originals.get(name)
+        if info.tied_to is not None or name in self._tie_targets or name in self._values:
+            return None
+        if original is not None and (original.is_quantized or not original.is_contiguous()):
+            return None  # (its strides are to stay)
+        dtype, shape = torch_form(info.dtype, info.shape)
+        if has_torch_form(info.dtype, info.shape):
+            stand_in, region = self._archive.reserve(dtype, shape)
+            self._values[name] = dressed_as(original, stand_in)
+            return region
+        return None
 
     def finish(self) -> None:
         for name, info in self._infos.items():
@@ -112,8 +145,12 @@ class TorchWriter(Writer):
         return value if one_object else dressed_as(self._originals.get(name), value.detach())
 
     def _write_deferred(self, value: Any) -> Any:
+        if isinstance(value, WrittenTensor):
+            return self._values[value.name]
         if isinstance(value, DeferredTensor):
-            return self._archive.add_tensor(value.make())
+            if value not in self._made:
+                self._made[value] = dressed_as(value.original, self._archive.add_tensor(value.make()))
+            return self._made[value]
         if isinstance(value, dict):
             done = {key: self._write_deferred(item) for key, item in value.items()}
         elif isinstance(value, (list, tuple)):
@@ -164,8 +201,9 @@ def _digest(tensor: torch.Tensor) -> bytes:
 class _TorchArchive:
     """The zip archive: a record for each storage, and the pickle of the object that refers to them."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, records: Records | None) -> None:
         self._zip = StoredZip(path)
+        self._records = records
         # By the storage's address; the storage is kept so that the address stays its own.
         self._storages: dict[int, tuple[str, torch.UntypedStorage]] = {}
         self._written: set[str] = set()
@@ -185,13 +223,21 @@ class _TorchArchive:
         self._record(key, storage_bytes(plain.untyped_storage())[start : start + size])
         return stand_in
 
+    def reserve(self, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[torch.Tensor, Region]:
+        """Room for a tensor's values, and an empty tensor that is pickled as if it held them."""
+        stand_in = _without_memory(torch.empty(shape, dtype=dtype, device="meta"))
+        key = self._key(stand_in.untyped_storage())
+        self._written.add(key)
+        size = stand_in.numel() * stand_in.element_size()
+        return stand_in, self._zip.reserve(f"{_FOLDER}/data/{key}", size)
+
     def finish(self, tree: Any) -> None:
         """Pickle the object, write the storages that are not there yet, close."""
         buffer = io.BytesIO()
         _pickler(buffer, self._key).dump(tree)
         for key, storage in self._storages.values():
             if key not in self._written:
-                self._record(key, storage_bytes(storage))
+                self._carry_over(key, storage)
         # No .format_version: with it, torch may compute where records lie instead of looking it up.
         self._zip.add(f"{_FOLDER}/data.pkl", buffer.getvalue())
         self._zip.add(f"{_FOLDER}/byteorder", sys.byteorder.encode())
@@ -200,6 +246,15 @@ class _TorchArchive:
 
     def _key(self, storage: torch.UntypedStorage) -> str:
         return self._storages.setdefault(storage._cdata, (str(len(self._storages)), storage))[0]
+
+    def _carry_over(self, key: str, storage: torch.UntypedStorage) -> None:
+        """A storage as it is: its record, with the CRC that it has, from file to file; else what memory holds."""
+        found = self._records.of(storage) if self._records is not None else None
+        if found is None:
+            self._record(key, storage_bytes(storage))
+            return
+        size = found.region.size
+        copy(found.region, self._zip.reserve(f"{_FOLDER}/data/{key}", size, found.check))
 
     def _record(self, key: str, data: memoryview) -> None:
         self._zip.add(f"{_FOLDER}/data/{key}", data)

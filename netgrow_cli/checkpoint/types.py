@@ -44,7 +44,13 @@ class Region:
 
 
 class Writer(abc.ABC):
-    """Writes a new checkpoint file; takes the tensors one at a time, in the order it was made with."""
+    """Writes a new checkpoint file; takes the tensors one at a time, in the order it was made with.
+
+    carries: whether a tensor that stays as it is should be given to `write` as it was read, because the file then keeps
+    what it shares with others.
+    """
+
+    carries = False
 
     @abc.abstractmethod
     def write(self, name: str, tensor: torch.Tensor) -> None:
@@ -63,11 +69,12 @@ class Writer(abc.ABC):
 class Checkpoint(abc.ABC):
     """An opened checkpoint. Opening validates all of the file's structure and reads no tensor data.
 
-    format: "safetensors" or "torch".
+    format: "safetensors", "torch" or "distributed" (a folder of torch.distributed.checkpoint).
     tensors: the model's tensors in file order, by name without `prefix`.
     key: where the state dict lies in a training checkpoint ("model_state_dict", "a.b"), None at the root.
     prefix: what was taken off every name ("module.", "" if nothing).
     metadata: text to text (safetensors' `__metadata__`; empty for .pt).
+    own_files: where the checkpoint is a folder, the names of its files in it; None for a file.
     """
 
     path: Path
@@ -76,6 +83,7 @@ class Checkpoint(abc.ABC):
     key: str | None
     prefix: str
     metadata: Mapping[str, str]
+    own_files: frozenset[str] | None = None
 
     @abc.abstractmethod
     def read(self, name: str) -> torch.Tensor:

@@ -14,6 +14,7 @@ from netgrow_cli.commands.declare import argument as argument
 from netgrow_cli.commands.declare import given as given
 from netgrow_cli.commands.streams import STANDARD as STANDARD
 from netgrow_cli.commands.streams import destination, send
+from netgrow_cli.commands.streams import one_file as one_file
 from netgrow_cli.commands.streams import only_one_standard as only_one_standard
 from netgrow_cli.commands.streams import readable as readable
 from netgrow_cli.errors import UsageError
@@ -27,7 +28,7 @@ MOST_UNITS = 1 << 24
 
 # -- options ---------------------------------------------------------------------------------------
 
-Checkpoint = Annotated[str, argument("CKPT", "The checkpoint; - for standard input.")]
+Checkpoint = Annotated[str, argument("CKPT", "The checkpoint, or its folder; - for standard input.")]
 Layer = Annotated[
     list[str] | None, given("--layer", "A layer by name, or a glob; may be given several times.", metavar="NAME")
 ]
@@ -77,7 +78,17 @@ class Writing(Computing):
         float | None, given("--allow-drift", "Accept this relative drift of a lossy change.", min=0.0, metavar="X")
     ] = None
     drop_optimizer: Annotated[bool, given("--drop-optimizer", "Leave the optimizer's state out.")] = False
+    also: Annotated[
+        list[str] | None,
+        given("--also", "Another state dict of the file that gets the same units; repeatable.", metavar="KEY"),
+    ] = None
+    leave: Annotated[
+        list[str] | None, given("--leave", "A state dict that stays as it is; repeatable.", metavar="KEY")
+    ] = None
     check_learnable: Annotated[bool, given("--check-learnable", "Check that new units can learn.")] = False
+    shard_size: Annotated[
+        str | None, given("--shard-size", "Cut a folder's weights anew: 5GB, 500MiB, bytes.", metavar="SIZE")
+    ] = None
 
 
 def takes(kind: type[Common]) -> Callable[[Callable[..., int]], Callable[..., int]]:
@@ -139,7 +150,15 @@ def _writing(common: Common) -> dict[str, Any]:
         return {}
     names = ("force", "dry_run", "allow_drift", "drop_optimizer", "check_learnable")
     settings = {name: getattr(common, name) for name in names}
-    return {**settings, "verify": not common.no_verify}
+    state_dicts = {"also": tuple(common.also or ()), "leave": tuple(common.leave or ())}
+    shard_size = _shard_size(common.shard_size)
+    return {**settings, **state_dicts, "verify": not common.no_verify, "shard_size": shard_size}
+
+
+def _shard_size(text: str | None) -> int | None:
+    from netgrow_cli.checkpoint.sharding import parse_size
+
+    return parse_size(text) if text is not None else None
 
 
 # -- a change from the command line ------------------------------------------------------------------
@@ -154,6 +173,8 @@ def run_change(common: Writing, source: str, command: str, select: Selector) -> 
     to_standard = common.output == STANDARD or (source == STANDARD and common.output is None)
     if to_standard and common.as_json and not common.dry_run:
         raise UsageError("--json and the checkpoint both want standard output; give -o FILE")
+    if to_standard:
+        one_file(source)
     with readable(source) as path, destination(common.output, to_standard) as output:
         with shown_progress() as progress:
             options = dataclasses.replace(options_of(common), output=output, progress=progress)

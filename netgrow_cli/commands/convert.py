@@ -1,30 +1,39 @@
-"""`netgrow convert CKPT -o OUT`: between torch and safetensors files."""
+"""`netgrow convert CKPT -o OUT`: between torch and safetensors, files and folders."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from netgrow_cli.checkpoint import Checkpoint, TensorInfo, create_writer, open_checkpoint, staged_outputs
+from netgrow_cli.checkpoint import Checkpoint, checkpoint_path, create_writer, open_checkpoint, staged_outputs
 from netgrow_cli.checkpoint.dtypes import has_torch_form
+from netgrow_cli.commands.conversion import (
+    COMPANIONS,
+    FORMAT_METADATA,
+    TIED,
+    Place,
+    companion,
+    copy_tensors,
+    left_out,
+    tied_metadata,
+    to_distributed,
+    to_folder,
+)
 from netgrow_cli.commands.declare import argument, given
-from netgrow_cli.commands.streams import STANDARD, destination, readable, send
+from netgrow_cli.commands.streams import STANDARD, destination, one_file, readable, send
 from netgrow_cli.errors import CheckpointError, UsageError
-from netgrow_cli.surgery.record import METADATA_RECORD
-from netgrow_cli.topology.discover import METADATA_SPEC
 
 _OTHER = {"torch": "safetensors", "safetensors": "torch"}
-_FORMATS = {".safetensors": "safetensors", **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), "torch")}
-# Safetensors cannot share memory between names; which names did is kept here: {later name: first name}.
-_TIED = "netgrow.tied"
-# What goes with a checkpoint: in the metadata of a safetensors file, beside a torch file.
-_COMPANIONS = {METADATA_SPEC: ".netgrow.yaml", METADATA_RECORD: ".netgrow.json"}
-# What loaders of the Hugging Face kind insist on.
-_FORMAT_METADATA = {"format": "pt"}
+_FORMATS = {
+    ".safetensors": "safetensors",
+    **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), "torch"),
+    ".dcp": "distributed",
+}
+_TO_FOLDER = {"folder": to_folder, "distributed": to_distributed}
 
 
 def convert(
@@ -34,28 +43,33 @@ def convert(
     as_json: Annotated[bool, given("--json", "One JSON object on standard output.")] = False,
     *,
     key: Annotated[str | None, given("--key", "Where the state dict lies in the checkpoint.")] = None,
+    shard_size: Annotated[
+        str | None, given("--shard-size", "Write a folder with shards: 5GB, 500MiB, bytes.", metavar="SIZE")
+    ] = None,
 ) -> int:
-    """Convert between .pt and .safetensors."""
+    """Convert between .pt and .safetensors, files and folders, and torch.distributed.checkpoint (.dcp)."""
+    from netgrow_cli.checkpoint.sharding import parse_size
+
+    size = parse_size(shard_size) if isinstance(shard_size, str) else shard_size
     to_standard = output == STANDARD
     if to_standard and as_json:
         raise UsageError("--json and the checkpoint both want standard output; give -o FILE")
-    with readable(source) as path, destination(output, to_standard) as target:
+    if to_standard:
+        one_file(source)
+    with readable(source) as stated, destination(output, to_standard) as target:
         assert target is not None
+        path = checkpoint_path(stated)
         # Names stay as they are, wrappers included: a conversion changes the container only.
         with open_checkpoint(path, key=key, prefix="") as checkpoint:
-            wanted = _OTHER[checkpoint.format] if to_standard else _format_of(target)
-            if checkpoint.format == wanted:
-                other = ".pt" if wanted == "safetensors" else ".safetensors"
-                raise UsageError(f"{path} is a {wanted} file already; give an output that ends in {other}")
+            wanted = _OTHER[checkpoint.format] if to_standard else _wanted(checkpoint, target, size)
             # Standard output holds one file: what would lie beside a torch file is left out, and said to be.
             kept = {} if to_standard and wanted == "torch" else _kept(checkpoint, path)
-            beside = {_beside_path(target, name): text for name, text in kept.items() if wanted == "torch"}
-            with staged_outputs([target, *beside], force=force, inputs=[path]) as staged:
-                dropped = _TO[wanted](checkpoint, staged.paths[0], kept)
-                for place, text in zip(staged.paths[1:], beside.values(), strict=True):
-                    place.write_text(text, encoding="utf-8")
-                count = len(checkpoint.tensors)
-                staged.commit()
+            place = Place(path, target, force, kept)
+            if wanted in _TO_FOLDER:
+                dropped = _TO_FOLDER[wanted](checkpoint, place, size)
+            else:
+                dropped = _to_file(checkpoint, place, wanted)
+            count = len(checkpoint.tensors)
         if to_standard:
             send(target)
     if as_json:
@@ -70,31 +84,49 @@ def convert(
 
 def _kept(checkpoint: Checkpoint, path: Path) -> dict[str, str]:
     """The spec and the record that go with a checkpoint, inside it or beside it, by their names inside."""
-    if checkpoint.format == "safetensors":
-        return {name: checkpoint.metadata[name] for name in _COMPANIONS if name in checkpoint.metadata}
-    beside = {name: _beside_path(path, name) for name in _COMPANIONS}
+    inside = {name: checkpoint.metadata[name] for name in COMPANIONS if name in checkpoint.metadata}
+    if inside or (checkpoint.format == "safetensors" and checkpoint.own_files is None):
+        return inside
+    beside = {name: companion(path, name, folder=checkpoint.own_files is not None) for name in COMPANIONS}
     return {name: place.read_text(encoding="utf-8") for name, place in beside.items() if place.is_file()}
 
 
-def _beside_path(path: Path, name: str) -> Path:
-    return path.with_name(path.name + _COMPANIONS[name])
+def _wanted(checkpoint: Checkpoint, target: Path, shard_size: int | None) -> str:
+    """The format that an output's name asks for. Raises UsageError."""
+    folder = checkpoint.own_files is not None
+    wanted = _FORMATS.get(target.suffix)
+    if wanted is None and (folder or shard_size is not None):
+        wanted = "folder"
+    if wanted is None:
+        raise UsageError(
+            f"the ending of {target} names no format; expected one of {', '.join(_FORMATS)}, or --shard-size SIZE for "
+            "a folder of safetensors"
+        )
+    if shard_size is not None and wanted != "folder":
+        raise UsageError(f"--shard-size cuts the weights of a folder, and {target} is to be none")
+    whole = not folder and wanted == checkpoint.format
+    if whole or (wanted == "distributed" == checkpoint.format):
+        other = ".pt" if wanted == "safetensors" else ".safetensors"
+        raise UsageError(f"{checkpoint.path} is a {wanted} file already; give an output that ends in {other}")
+    if wanted == "folder" and folder and checkpoint.format == "safetensors" and shard_size is None:
+        raise UsageError(f"{checkpoint.path} holds safetensors already; --shard-size SIZE cuts them anew")
+    return wanted
 
 
-def _format_of(target: Path) -> str:
-    if target.suffix not in _FORMATS:
-        raise UsageError(f"the ending of {target} names no format; expected one of {', '.join(_FORMATS)}")
-    return _FORMATS[target.suffix]
+def _to_file(checkpoint: Checkpoint, place: Place, wanted: str) -> list[str]:
+    beside = {companion(place.target, name): text for name, text in place.kept.items() if wanted == "torch"}
+    with staged_outputs([place.target, *beside], force=place.force, inputs=[place.source]) as staged:
+        dropped = _TO[wanted](checkpoint, staged.paths[0], place.kept)
+        for path, text in zip(staged.paths[1:], beside.values(), strict=True):
+            path.write_text(text, encoding="utf-8")
+        staged.commit()
+    return dropped
 
 
 def _to_safetensors(checkpoint: Checkpoint, path: Path, kept: Mapping[str, str]) -> list[str]:
-    tied = {name: info.tied_to for name, info in checkpoint.tensors.items() if info.tied_to is not None}
-    metadata = {**_FORMAT_METADATA, **kept}
-    if tied:
-        metadata[_TIED] = json.dumps(tied, ensure_ascii=False, sort_keys=True)
-        for name, first in tied.items():
-            print(f"note: {name} is tied to {first}; safetensors holds it as a copy", file=sys.stderr)
-    _copy(checkpoint, path, "safetensors", list(checkpoint.tensors.values()), metadata)
-    return list(_beside(checkpoint.tree(), checkpoint.key or "", checkpoint.tensors))
+    infos = list(checkpoint.tensors.values())
+    copy_tensors(checkpoint, create_writer("safetensors", path, infos, {**tied_metadata(checkpoint), **kept}), infos)
+    return left_out(checkpoint)
 
 
 def _to_torch(checkpoint: Checkpoint, path: Path, kept: Mapping[str, str]) -> list[str]:
@@ -104,24 +136,15 @@ def _to_torch(checkpoint: Checkpoint, path: Path, kept: Mapping[str, str]) -> li
     tied = _verified_ties(checkpoint)
     infos = [dataclasses.replace(info, tied_to=tied.get(info.name)) for info in checkpoint.tensors.values()]
     infos.sort(key=lambda info: info.tied_to is not None)  # whom a name is tied to comes before it
-    _copy(checkpoint, path, "torch", infos, None)
-    return [
+    copy_tensors(checkpoint, create_writer("torch", path, infos), infos)
+    return left_out(checkpoint) + [
         f"metadata {name}"
         for name, value in checkpoint.metadata.items()
-        if name != _TIED and name not in kept and _FORMAT_METADATA.get(name) != value
+        if name != TIED and name not in kept and FORMAT_METADATA.get(name) != value
     ]
 
 
 _TO = {"safetensors": _to_safetensors, "torch": _to_torch}
-
-
-def _copy(
-    checkpoint: Checkpoint, path: Path, format: str, infos: list[TensorInfo], metadata: Mapping[str, str] | None
-) -> None:
-    writer = create_writer(format, path, infos, metadata)
-    for info in infos:
-        writer.write(info.name, checkpoint.read(info.name))
-    writer.finish()
 
 
 def _verified_ties(checkpoint: Checkpoint) -> dict[str, str]:
@@ -140,23 +163,10 @@ def _verified_ties(checkpoint: Checkpoint) -> dict[str, str]:
 
 def _recorded_ties(metadata: Mapping[str, str]) -> dict[str, str]:
     try:
-        recorded = json.loads(metadata.get(_TIED, "{}"))
+        recorded = json.loads(metadata.get(TIED, "{}"))
     except ValueError:
         recorded = None
     if not isinstance(recorded, dict) or not all(isinstance(first, str) for first in recorded.values()):
-        print(f"warning: the metadata {_TIED} is not readable; no ties are restored", file=sys.stderr)
+        print(f"warning: the metadata {TIED} is not readable; no ties are restored", file=sys.stderr)
         return {}
     return {name: first for name, first in recorded.items() if first not in recorded}
-
-
-def _beside(node: Any, key: str, names: Collection[str], place: str = "") -> Iterator[str]:
-    """Dotted places of all that is in the tree beside the model's tensors, `names` at `key`."""
-    if place == key:
-        yield from (f"{place}.{name}" if place else str(name) for name in node if name not in names)
-        return
-    for name, value in node.items():
-        here = f"{place}.{name}" if place else str(name)
-        if here == key or key.startswith(here + "."):
-            yield from _beside(value, key, names, here)
-        else:
-            yield here

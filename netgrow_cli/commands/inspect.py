@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 @takes(Common)
 def inspect(common: Common, ckpt: CheckpointArgument) -> int:
     """Show tensors with their layouts, and widths: who produces them, who reads them, what is frozen and why."""
-    from netgrow_cli.checkpoint import open_checkpoint
+    from netgrow_cli.checkpoint import checkpoint_path, open_checkpoint
     from netgrow_cli.report.inspection import inspection_json, inspection_text
     from netgrow_cli.topology.discover import place_of_tensors
 
-    with readable(ckpt) as path:
+    with readable(ckpt) as stated:
+        path = checkpoint_path(stated)
         key, prefix = place_of_tensors(path, common.spec, common.key, common.prefix)
         with open_checkpoint(path, key=key, prefix=prefix) as checkpoint:
             topology, origin = _topology(checkpoint, path, common)

@@ -41,6 +41,12 @@ def only_one_standard(*sources: str) -> None:
         raise UsageError("standard input holds one checkpoint; give the other's name")
 
 
+def one_file(source: str) -> None:
+    """Standard output holds one file, and a folder is many. Raises UsageError."""
+    if source != STANDARD and (Path(source).is_dir() or source.endswith(".index.json")):
+        raise UsageError(f"{source} is a folder, which standard output cannot hold; give -o FOLDER")
+
+
 @contextlib.contextmanager
 def destination(output: str | None, to_standard: bool) -> Iterator[Path | None]:
     """Where to write: a path, None for the default, or a temporary file on its way to standard output."""

@@ -101,14 +101,20 @@ def require_fit(spec: Spec, topology: Topology, checkpoint: Path) -> None:
     for key, value in _Values(topology, None).all(spec.config).items():
         said = _stated(stated, key)
         if isinstance(said, (int, float)) and said != value and isinstance(value, int):
+            hint = "" if checkpoint.is_dir() else f"put the right one beside it as {checkpoint.stem}.config.json, or "
             raise SpecError(
                 f"{path}: {key} is {said}, but the checkpoint has {value}: it is not the configuration of "
-                f"{checkpoint.name}; put the right one beside it as {checkpoint.stem}.config.json, or pass --spec"
+                f"{checkpoint.name}; {hint}pass --spec"
             )
 
 
 def output_path(checkpoint: Path, output: Path) -> Path:
-    """Where the new configuration goes: never over one that may be another checkpoint's."""
+    """Where the new configuration goes: never over one that may be another checkpoint's.
+
+    In a folder it takes the old one's place.
+    """
+    if checkpoint.is_dir():
+        return output / "config.json"
     elsewhere = output.parent.resolve() != checkpoint.parent.resolve()
     if elsewhere and not (output.parent / "config.json").exists():
         return output.parent / "config.json"

@@ -43,7 +43,8 @@ class Execution:
         """Give all tensors to the writer, in its order, or fill their regions; `finish` is left to the caller."""
         regions: list[tuple[str, Region]] = []
         for name in self.checkpoint.tensors:
-            region = writer.region(name)
+            stays = self._edit(name) is None and self._patch(name) is None
+            region = None if writer.carries and stays else writer.region(name)
             if region is None:
                 self._give(writer, name)
             else:

@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from netgrow_cli.checkpoint import Checkpoint, TensorInfo, check_outputs, open_checkpoint, staged_outputs
+from netgrow_cli.checkpoint import Checkpoint, TensorInfo, checkpoint_path, open_checkpoint
 from netgrow_cli.checkpoint.dtypes import nbytes
 from netgrow_cli.checkpoint.source import source_of
 from netgrow_cli.errors import NotEquivalent, Refused, UsageError, first_line
 from netgrow_cli.jobs.configuration import Configuration, follow, require_fit
 from netgrow_cli.jobs.execute import Execution
+from netgrow_cli.jobs.outputs import default_output, outputs_of
+from netgrow_cli.jobs.training_state import TrainingState, follow_state, prove_along
 from netgrow_cli.progress import SILENT, Progress
 from netgrow_cli.proof.activity import Activity, observe
 from netgrow_cli.proof.equivalence import EXACT, ROUNDED, Equivalence, check_dtype, compare, require_finite
@@ -40,15 +42,6 @@ from netgrow_cli.topology.spec import parse_spec
 PROBES = 256
 DEAD_PROBES = 8192
 """Rows on which units are called dead; many, because a unit that wakes on one input in a thousand is alive."""
-
-PAST = {
-    "expand": "expanded",
-    "split": "split",
-    "prune": "pruned",
-    "recycle": "recycled",
-    "merge": "merged",
-    "apply": "edited",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +64,11 @@ class Options:
     verify: bool = True
     allow_drift: float | None = None
     drop_optimizer: bool = False
+    also: Sequence[str] = ()
+    leave: Sequence[str] = ()
     check_learnable: bool = False
     progress: Progress = SILENT
+    shard_size: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +121,7 @@ class Report:
     folded: FoldBack | None
     learnable: Learnability | None
     config: Configuration | None
+    state: TrainingState
     origin: str
     assumed: tuple[str, ...]
     notes: tuple[str, ...]
@@ -147,6 +144,8 @@ class Report:
             "model_code": [code_json(entry) for entry in self.plan.code],
             "config": self.config.as_json() if self.config else [],
             "config_output": str(self.config.output) if self.config and self.config.changes else None,
+            "also": [one.as_json() for one in self.state.along],
+            "optimizers": [one.as_json() for one in self.state.optimizers],
             "seed": self.seed,
             "seconds": round(self.seconds, 3),
             "spec": self.origin,
@@ -179,8 +178,9 @@ def opened(path: Path, options: Options) -> Iterator[Job]:
     """Open a checkpoint and solve its topology."""
     check_dtype(options.dtype)
     check_device(options.device)
+    path = checkpoint_path(path)
     key, prefix = place_of_tensors(path, options.spec, options.key, options.prefix)
-    with open_checkpoint(path, key=key, prefix=prefix) as checkpoint:
+    with open_checkpoint(path, key=key, prefix=prefix, shard_size=options.shard_size) as checkpoint:
         found = find_spec(checkpoint, path, options.spec, activation=options.activation)
         network = Network.of(found.graph(checkpoint), checkpoint, options.device)
         topology = network.solved()
@@ -189,52 +189,42 @@ def opened(path: Path, options: Options) -> Iterator[Job]:
         yield Job(path, checkpoint, found, network, topology, options)
 
 
-def default_output(path: Path, command: str) -> Path:
-    """`ckpt.pt` becomes `ckpt.expanded.pt`, beside it."""
-    return path.with_name(f"{path.stem}.{PAST[command]}{path.suffix}")
-
-
-def companions(checkpoint: Checkpoint, output: Path) -> list[Path]:
-    """The spec and the record beside a .pt file; a safetensors file holds them itself."""
-    if checkpoint.format == "safetensors":
-        return []
-    return [output.with_name(f"{output.name}.netgrow.yaml"), output.with_name(f"{output.name}.netgrow.json")]
-
-
 def change(path: Path, command: str, select: Selector, options: Options) -> Report:
     """Carry out one change. Raises NetgrowError; then nothing was written."""
     began = time.perf_counter()
     with opened(path, options) as job:
+        path = job.path
         require_complete(job.topology)
         output = options.output or default_output(path, command)
-        _check_ending(job, output)
-        targets = [output, *companions(job.checkpoint, output)]
+        outputs = outputs_of(job.checkpoint, path, output, force=options.force, drop_optimizer=options.drop_optimizer)
         if not options.dry_run:
-            check_outputs(targets, force=options.force, inputs=[path])
+            outputs.check()
         selection = select(job)
         folds, plan = _plan(job, selection)
         if plan.lossy and options.allow_drift is None:
             raise Refused(f"{plan.lossy[0]}; `--allow-drift X` accepts a relative drift of X")
+        state = follow_state(job, plan, folds, lambda other: _folds(job, other, selection, None)[0])
         config = follow(job.found.spec, job.topology, plan, path, output)
-        report = _Draft(command, path, output, job, selection, plan, folds, config)
+        report = _Draft(command, path, output, job, selection, plan, folds, state, config, beside=outputs.warnings)
         if options.dry_run:
             return report.finish(began)
-        more = [config.output] if config is not None and config.changes else []
-        stale = config.stale if config is not None else None
-        if stale is not None:
-            check_outputs([stale], force=options.force)
-        with staged_outputs([*targets, *more], force=options.force, inputs=[path]) as staged:
+        with outputs.staged(config, _size(job, plan)) as staged:
             text = rewrite_spec(job.found.spec, job.network.graph, plan)
             record = make_record(job.topology, plan, command, path.name, options.seed, folds.patches)
-            _write(job, plan, folds, staged.paths[: len(targets)], text, record)
-            if config is not None and config.changes:
-                staged.paths[-1].write_text(config.text, encoding="utf-8")
+            if state.along:
+                record["also"] = [one.sibling.label for one in state.along]
+            _write(report, staged.paths, text, record)
             if options.verify:
                 report = _prove(report, staged.paths[0], text, output)
             staged.commit()
-        if stale is not None:
-            stale.unlink(missing_ok=True)
         return report.finish(began)
+
+
+def _size(job: Job, plan: Plan) -> int:
+    """Bytes of all tensors after a plan."""
+    once = job.checkpoint.format == "torch"  # other formats hold tied tensors under each name
+    infos = [info for info in job.checkpoint.tensors.values() if info.tied_to is None or not once]
+    return sum(nbytes(info.dtype, plan.shape(job.topology, info)) for info in infos)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,10 +238,12 @@ class _Draft:
     selection: Selection
     plan: Plan
     folds: Folds
+    state: TrainingState
     config: Configuration | None = None
     equivalence: Equivalence | None = None
     folded: FoldBack | None = None
     learnable: Learnability | None = None
+    beside: tuple[str, ...] = ()
 
     def finish(self, began: float) -> Report:
         topology, plan, options = self.job.topology, self.plan, self.job.options
@@ -269,6 +261,7 @@ class _Draft:
             folded=self.folded,
             learnable=self.learnable,
             config=self.config,
+            state=self.state,
             origin=self.job.found.origin,
             assumed=self.job.found.assumed,
             notes=self.selection.notes,
@@ -284,7 +277,8 @@ class _Draft:
         options, found = self.job.options, []
         if not options.verify and not options.dry_run:
             found.append("NOT VERIFIED (--no-verify): nothing was compared; run `netgrow verify` on the two files")
-        found.extend(_left_behind(self.job, self.plan))
+        found.extend(self.state.warnings)
+        found.extend(self.beside)
         found.extend(self.config.warnings if self.config else ())
         found.extend(self.folds.inexact)
         found.extend(f"lossy: {why}" for why in self.plan.lossy)
@@ -309,41 +303,11 @@ class _Draft:
         return tuple(found)
 
 
-def _left_behind(job: Job, plan: Plan) -> Iterator[str]:
-    """Other state dicts of the file with the tensors that change: an average of the weights, mostly."""
-    if job.checkpoint.format == "safetensors":
-        return
-    from netgrow_cli.checkpoint.state_dicts import find_state_dicts
-
-    edited = [name for name in job.checkpoint.tensors if job.topology.aliases.get(name) in plan.edits]
-    for path, node in find_state_dicts(job.checkpoint.tree()).items():
-        place = ".".join(map(str, path))
-        if place == (job.checkpoint.key or ""):
-            continue
-        same = next((name for name in edited if any(f".{other}".endswith(f".{name}") for other in node)), None)
-        if same is not None:
-            yield (
-                f"{place!r} in the checkpoint holds {same} too and stays as it was, in its old shapes; change it "
-                f"as well with --key {place}, or leave it behind"
-            )
-
-
 def _learnability_text(found: Learnability) -> str:
     parts = [f"{name} unit {unit} gets no gradient" for name, unit in found.stuck[:3]]
     parts += [f"{name} units {one} and {other} stay alike" for name, one, other in found.twins[:3]]
     more = len(found.stuck) + len(found.twins) - len(parts)
     return "not learnable: " + "; ".join(parts) + (f"; and {more} more" if more else "")
-
-
-def _check_ending(job: Job, output: Path) -> None:
-    """An output has its input's format; a name that says otherwise would mislead. Raises UsageError."""
-    is_safetensors = job.checkpoint.format == "safetensors"
-    says = {".safetensors": True, **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), False)}.get(output.suffix)
-    if says is not None and says != is_safetensors and output.suffix != job.path.suffix:
-        form = "safetensors" if is_safetensors else "torch"
-        raise UsageError(
-            f"{output}: the output has the format of {job.path.name}, {form}; name it so, and `netgrow convert` it then"
-        )
 
 
 def _plan(job: Job, selection: Selection) -> tuple[Folds, Plan]:
@@ -356,22 +320,29 @@ def _plan(job: Job, selection: Selection) -> tuple[Folds, Plan]:
             "what pruning changes cannot be told: the spec was drafted from names and shapes and does not know the "
             "functions between the layers; name them (--activation relu, or a spec with --spec)"
         )
-    folds, zero_units = Folds({}, ()), False
-    if dropping and known:
-        activity = selection.activity or job.activity([c.width for c in dropping])
-        folds = fold_constants(job.network, activity, changes)
-        zero_units = all(set(c.dropped) <= set(activity.silent(c.width)) for c in dropping)
+    folds, zero_units = _folds(job, job.network, selection, selection.activity)
     return folds, make_plan(job.topology, job.checkpoint.tensors, changes, zero_units=zero_units)
 
 
-def _write(
-    job: Job, plan: Plan, folds: Folds, paths: Sequence[Path], spec_text: str, record: Mapping[str, Any]
-) -> None:
+def _folds(job: Job, network: Network, selection: Selection, activity: Activity | None) -> tuple[Folds, bool]:
+    """What units that are dropped leave behind in a network, and whether all of them are zero."""
+    dropping = [c for c in selection.changes if c.kind in ("prune", "recycle") and c.dropped]
+    if not dropping or any(node.op == "per_unit" for node in network.graph.nodes):
+        return Folds({}, ()), False
+    found = activity or dataclasses.replace(job, network=network).activity([c.width for c in dropping])
+    folds = fold_constants(network, found, selection.changes)
+    return folds, all(set(c.dropped) <= set(found.silent(c.width)) for c in dropping)
+
+
+def _write(report: _Draft, paths: Sequence[Path], spec_text: str, record: Mapping[str, Any]) -> None:
+    job = report.job
     progress = job.options.progress
-    work = Execution(job.checkpoint, job.topology, plan, folds.patches, job.options.seed, progress.advance)
+    work = Execution(
+        job.checkpoint, job.topology, report.plan, report.folds.patches, job.options.seed, progress.advance
+    )
     record_text = json.dumps(record)
     metadata = {METADATA_SPEC: spec_text, METADATA_RECORD: record_text} if len(paths) == 1 else None
-    writer = job.checkpoint.writer(paths[0], work.infos(), metadata=metadata, replace=_optimizer_states(job, plan))
+    writer = job.checkpoint.writer(paths[0], work.infos(), metadata=metadata, replace=report.state.replaced)
     progress.stage("writing", _total_bytes(work.infos()))
     work.write(writer)
     writer.finish()
@@ -381,22 +352,6 @@ def _write(
 
 def _total_bytes(infos: Iterable[TensorInfo]) -> int:
     return sum(nbytes(info.dtype, info.shape) for info in infos if info.tied_to is None)
-
-
-def _optimizer_states(job: Job, plan: Plan) -> dict[tuple[str | int, ...], Any]:
-    if job.checkpoint.format == "safetensors":
-        return {}
-    from netgrow_cli.checkpoint.optimizer import find_optimizers
-    from netgrow_cli.checkpoint.torch_tree import REMOVED
-    from netgrow_cli.surgery.moments import edited_state
-
-    replaced: dict[tuple[str | int, ...], Any] = {}
-    for optimizer in find_optimizers(job.checkpoint.tree()):
-        if job.options.drop_optimizer:
-            replaced[tuple(optimizer.path)] = REMOVED
-        else:
-            replaced.update(edited_state(optimizer, job.checkpoint, job.topology, plan))
-    return replaced
 
 
 def _prove(report: _Draft, written: Path, spec_text: str, output: Path) -> _Draft:
@@ -426,7 +381,8 @@ def _prove(report: _Draft, written: Path, spec_text: str, output: Path) -> _Draf
         learnable = None
         if options.check_learnable:
             learnable = learnability(job.topology, report.plan, new, probes, seed=options.seed)
-    return dataclasses.replace(report, equivalence=equivalence, folded=folded, learnable=learnable)
+        state = dataclasses.replace(report.state, along=prove_along(job, report.plan, report.state, changed, new))
+    return dataclasses.replace(report, equivalence=equivalence, folded=folded, learnable=learnable, state=state)
 
 
 def check_device(name: str) -> None:
@@ -441,21 +397,25 @@ def check_device(name: str) -> None:
         raise UsageError(f"--device {name}: it cannot be used here ({first_line(error)}); cpu always can") from None
 
 
-def proof_tolerance(job: Job, rounds: bool) -> float:
-    """The default tolerance. rounds: whether the change rounds in the checkpoint's dtype."""
+def proof_tolerance(job: Job, rounds: bool, infos: Mapping[str, TensorInfo] | None = None) -> float:
+    """The default tolerance. rounds: whether the change rounds in the checkpoint's dtype (infos: in that of these)."""
     exact = EXACT[job.options.dtype]
     if not rounds:
         return exact
-    dtypes = {info.dtype for info in job.checkpoint.tensors.values()}
+    dtypes = {info.dtype for info in (infos or job.checkpoint.tensors).values()}
     return max([exact, *(ROUNDED[dtype] for dtype in dtypes if dtype in ROUNDED)])
 
 
+def accepts(equivalence: Equivalence, options: Options) -> bool:
+    """Whether a difference is within the tolerance, or within the drift that is allowed."""
+    drift = options.allow_drift
+    return equivalence.equal or (drift is not None and equivalence.max_rel <= drift)
+
+
 def _accept(equivalence: Equivalence, options: Options, report: _Draft) -> None:
-    if equivalence.equal:
+    if accepts(equivalence, options):
         return
     drift = options.allow_drift
-    if drift is not None and equivalence.max_rel <= drift:
-        return
     lossy = report.command == "prune" or bool(report.plan.lossy)
     if drift is not None:
         hint = f"more than --allow-drift {drift:g}"

@@ -19,11 +19,13 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from netgrow_cli.checkpoint import staged_outputs
+from netgrow_cli.checkpoint import checkpoint_path, staged_outputs
+from netgrow_cli.checkpoint.staged_folder import remove
 from netgrow_cli.errors import SpecError, UsageError
 from netgrow_cli.jobs.configuration import output_path
 from netgrow_cli.jobs.growing import expanding, splitting
-from netgrow_cli.jobs.job import Options, Report, Selector, change, companions, default_output, opened
+from netgrow_cli.jobs.job import Options, Report, Selector, change, opened
+from netgrow_cli.jobs.outputs import default_output, outputs_of
 from netgrow_cli.jobs.shrinking import pruning, recycling
 from netgrow_cli.topology.located import Located, load
 from netgrow_cli.topology.shipped.settings import config_path
@@ -95,40 +97,41 @@ def _names(given: Located | None) -> list[str]:
 
 def apply_recipe(path: Path, steps: tuple[Step, ...], options: Options) -> tuple[Path, list[Report]]:
     """Carry out all steps; nothing appears under the output's name before the last one is proven."""
+    path = checkpoint_path(path)
     output = options.output or default_output(path, "apply")
     with opened(path, options) as job:
-        targets = [output, *companions(job.checkpoint, output)]
-    with (
-        staged_outputs(targets, force=options.force or options.dry_run, inputs=[path]) as staged,
-        tempfile.TemporaryDirectory(dir=output.parent, prefix=".netgrow-") as folder,
-    ):
+        outputs = outputs_of(job.checkpoint, path, output, force=options.force, drop_optimizer=options.drop_optimizer)
+    if not options.dry_run:
+        outputs.check()
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".netgrow-") as folder:
         reports: list[Report] = []
         current = path
-        stated = config_path(path)
+        stated = None if path.is_dir() else config_path(path)
         config = Path(folder) / "config.json"
         if stated is not None:
             shutil.copyfile(stated, config)
         for number, step in enumerate(steps):
-            place = Path(folder) / f"step{number}{path.suffix}"
+            place = Path(folder) / f"step{number}{'' if path.is_dir() else path.suffix}"
             # From the second step on the spec is the one that goes with the step before.
             spec = options.spec if number == 0 else None
             one = dataclasses.replace(options, output=place, spec=spec, dry_run=False)
             report = change(current, step.command, step.select, one)
             reports.append(_with_configuration(report, config, output_path(path, output)))
+            if number:
+                remove(current)
             current = place
         if not options.dry_run:
-            _publish_configuration(reports, config, options.force)
-            for source, target in zip([current, *_beside(current, len(targets))], staged.paths, strict=True):
-                shutil.copyfile(source, target)
-            staged.commit()
+            if not path.is_dir():
+                _publish_configuration(reports, config, options.force)
+            outputs.adopt(current)
     return output, reports
 
 
 def _with_configuration(report: Report, config: Path, target: Path) -> Report:
-    """A step's report; the next step finds its configuration beside the step's checkpoint."""
+    """A step's report. The next step finds its configuration beside the step's file; a folder has it inside."""
     if report.config is None:
         return report
-    if report.config.changes:
+    if report.config.changes and report.config.output.parent != report.output:
         report.config.output.replace(config)
     return dataclasses.replace(report, config=dataclasses.replace(report.config, output=target))
 
@@ -140,9 +143,3 @@ def _publish_configuration(reports: Sequence[Report], config: Path, force: bool)
         with staged_outputs([changed[-1].output], force=force) as staged:
             shutil.copyfile(config, staged.paths[0])
             staged.commit()
-
-
-def _beside(path: Path, count: int) -> list[Path]:
-    if count == 1:
-        return []
-    return [path.with_name(f"{path.name}.netgrow.yaml"), path.with_name(f"{path.name}.netgrow.json")]

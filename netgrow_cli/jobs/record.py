@@ -40,5 +40,5 @@ def fold_back_record(old: Job, new: Checkpoint, path: Path) -> tuple[FoldBack | 
 def _record_text(checkpoint: Checkpoint, path: Path) -> str | None:
     if METADATA_RECORD in checkpoint.metadata:
         return checkpoint.metadata[METADATA_RECORD]
-    beside = path.with_name(f"{path.name}.netgrow.json")
+    beside = path / "netgrow.json" if path.is_dir() else path.with_name(f"{path.name}.netgrow.json")
     return beside.read_text(encoding="utf-8") if beside.is_file() else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from netgrow_cli.checkpoint import checkpoint_path
 from netgrow_cli.errors import SpecError
 from netgrow_cli.jobs.job import PROBES, Job, Options, opened, proof_tolerance
 from netgrow_cli.jobs.record import fold_back_record
@@ -19,6 +20,7 @@ def compare_checkpoints(
     old: Path, new: Path, options: Options, model: str | None = None
 ) -> tuple[Equivalence, FoldBack | None]:
     """Compare by the specs, or with `model` (package.module:factory) in the real model code."""
+    old, new = checkpoint_path(old), checkpoint_path(new)
     with (
         opened(old, dataclasses.replace(options, spec=_spec_for(old, new, options))) as first,
         opened(new, dataclasses.replace(options, spec=_spec_for(new, old, options))) as second,

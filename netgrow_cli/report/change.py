@@ -50,6 +50,7 @@ def _summary(report: Report, console: Console) -> None:
         where = "".join(f"  [dim]{_plain(item)}[/]" for item in (entry.source, entry.attribute) if item)
         console.print(f"model code: {entry.what} of {entry.layer}: {entry.before} → {entry.after}{where}")
     _proof(report, console)
+    _along(report, console)
     for line in report.warnings:
         console.print(f"warning: {line}", style="yellow", markup=False)
     if report.dry_run:
@@ -112,6 +113,18 @@ def _tensors(report: Report, console: Console) -> None:
         console.print(f"  {name:<{width}}  {text}", markup=False)
     if len(report.tensors) > MOST_TENSORS:
         console.print(f"  ... and {len(report.tensors) - MOST_TENSORS} more tensors (--json lists all)")
+
+
+def _along(report: Report, console: Console) -> None:
+    """State dicts that change with the model, and what their own proofs say."""
+    for one in report.state.along:
+        what, found = f"along with it: {_plain(one.sibling.label)} ({len(one.sibling.values)} tensors)", one.equivalence
+        if found is None:
+            console.print(what)
+            continue
+        said = "[green]equal[/]" if found.equal else "[yellow]drift[/]"
+        folded = ", [green]folded back[/]" if one.folded is not None and one.folded.whole else ""
+        console.print(f"{what}: {said}, outputs differ by {found.max_rel:.1e} of their size{folded}")
 
 
 def _proof(report: Report, console: Console) -> None:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 from netgrow_cli.checkpoint.compare import Changed, DiffReport, Side
+from netgrow_cli.checkpoint.staging import size_text
 from netgrow_cli.checkpoint.types import TensorInfo
 from netgrow_cli.checkpoint.values import ValueChange
 
@@ -61,7 +62,7 @@ def _sides(a: Side, b: Side, paint: Paint) -> list[str]:
 
 def _side_cells(letter: str, side: Side) -> list[str]:
     where = side.format if side.key is None else f"{side.format}: {side.key}"
-    counts = [f"{_number(side.tensors)} tensors", f"{_number(side.parameters)} parameters", _size(side.bytes)]
+    counts = [f"{_number(side.tensors)} tensors", f"{_number(side.parameters)} parameters", size_text(side.bytes)]
     return [letter, side.path, where, *counts]
 
 
@@ -73,7 +74,7 @@ def _differences(a: Side, b: Side) -> list[str]:
     return [
         signed(b.tensors - a.tensors, "tensors"),
         signed(b.parameters - a.parameters, "parameters"),
-        ("+" if size > 0 else "-") + _size(abs(size)) if size else "",
+        ("+" if size > 0 else "-") + size_text(abs(size)) if size else "",
     ]
 
 
@@ -221,13 +222,3 @@ def _aligned(rows: Sequence[Sequence[str]], right: set[int]) -> list[str]:
 
 def _number(count: int) -> str:
     return f"{count:,}"
-
-
-def _size(count: int) -> str:
-    if count < 1000:
-        return f"{count} B"
-    units = ["kB", "MB", "GB", "TB"]
-    value, unit = count / 1000, units.pop(0)
-    while value >= 999.95 and units:
-        value, unit = value / 1000, units.pop(0)
-    return f"{value:.1f} {unit}"

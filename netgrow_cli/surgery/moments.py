@@ -5,56 +5,39 @@ what reads copies keeps its moments. Fresh entries: first moment 0, second the m
 (zero there would make the first updates several times the learning rate). A parameter that was rescaled by s
 has gradients 1/s as large. A merged unit undoes a split: what makes it gets the gradients of both (m added, v as
 the square of the added roots), what reads it keeps its moments.
+
+An average of a parameter (ASGD's `ax`, an EMA beside the model) is edited as the parameter is, with its fresh values.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from netgrow_cli.checkpoint.optimizer import OptimizerState, match_parameters, moments
-from netgrow_cli.checkpoint.types import Checkpoint
-from netgrow_cli.surgery.plan import Plan
+from netgrow_cli.surgery.edit import CONSTANTS, apply_edit
 from netgrow_cli.surgery.tensor_edits import AxisEdit, TensorEdit
-from netgrow_cli.topology.solve import Topology
+from netgrow_cli.topology.layout import IndexMap
 
 if TYPE_CHECKING:
     import torch
 
-# By what power of a parameter's gradient a moment grows.
-_POWER = {"exp_avg": 1, "momentum_buffer": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2}
 
+def edit_moment(
+    old: torch.Tensor,
+    edit: TensorEdit,
+    power: int,
+    *,
+    size: int = 0,
+    fresh: Literal["zero", "mean"] | None = None,
+) -> torch.Tensor:
+    """A moment after its parameter's edit.
 
-def edited_state(
-    optimizer: OptimizerState, checkpoint: Checkpoint, topology: Topology, plan: Plan
-) -> dict[tuple[str | int, ...], Any]:
-    """What takes the place of an optimizer's entries, by path into the checkpoint's tree.
-
-    Raises CheckpointError where parameters cannot be told apart, or a kind of state is not known.
+    power: 1 for means of gradients, 2 for means of their squares, 0 for what does not grow with the gradient. size: the
+    power of the parameter's own size by which it grows. fresh: how fresh entries start, by default zero for means of
+    gradients and the mean of the old ones for means of squares.
     """
-    from netgrow_cli.errors import CheckpointError
-
-    names = match_parameters(optimizer, checkpoint.tensors)
-    replaced: dict[tuple[str | int, ...], Any] = {}
-    for identity, entries in optimizer.state.items():
-        name = names.get(identity)
-        edit = plan.edits.get(topology.aliases[name]) if name is not None else None
-        if edit is None:
-            continue
-        for key, moment in moments(entries, edit.before).items():
-            if key not in _POWER:
-                raise CheckpointError(
-                    f"{optimizer.label}: {key!r} of {name} is a kind of optimizer state that netgrow does not know; "
-                    "pass --drop-optimizer to leave the optimizer out"
-                )
-            place: tuple[str | int, ...] = (*optimizer.path, "state", identity, key)
-            replaced[place] = edit_moment(moment, edit, _POWER[key])
-    return replaced
-
-
-def edit_moment(old: torch.Tensor, edit: TensorEdit, power: int) -> torch.Tensor:
-    """A moment after its parameter's edit. power: 1 for means of gradients, 2 for means of their squares."""
     import torch
 
     new = old
@@ -62,24 +45,55 @@ def edit_moment(old: torch.Tensor, edit: TensorEdit, power: int) -> torch.Tensor
         new = _pooled(new, axis, power)
     for axis in edit.axes:
         new = new.index_select(axis.axis, torch.from_numpy(np.maximum(axis.index, 0)))
-        scale = axis.scale / axis.gain
+        scale = axis.scale**power * axis.gain ** (size - power)
         if (scale != 1.0).any():
             shape = [1] * new.dim()
             shape[axis.axis] = -1
-            new = (new.double() * torch.from_numpy(scale**power).reshape(shape)).to(old.dtype)
-    start = float(old.double().mean()) if power == 2 and old.numel() else 0.0
+            new = (new.double() * torch.from_numpy(scale).reshape(shape)).to(old.dtype)
+    start = _mean(old) if fresh == "mean" or (fresh is None and power == 2) else 0.0
     for axis in edit.axes:
-        fresh = np.flatnonzero(axis.index < 0)
-        if len(fresh):
-            new = new.index_fill(axis.axis, torch.from_numpy(fresh), start)
-    return (new / edit.gain**power).to(old.dtype).contiguous() if edit.gain != 1.0 else new.contiguous()
+        places = np.flatnonzero(axis.index < 0)
+        if len(places):
+            new = new.index_fill(axis.axis, torch.from_numpy(places), start)
+    return (new * edit.gain ** (size - power)).to(old.dtype).contiguous() if edit.gain != 1.0 else new.contiguous()
+
+
+def edit_average(
+    old: torch.Tensor, edit: TensorEdit, seed: int, parameter: Callable[[], torch.Tensor] | None
+) -> torch.Tensor:
+    """An average of a parameter after the parameter's edit: the same indices, shares and noise, and its fresh values.
+
+    parameter: the parameter itself before its edit; what is fresh in it has never changed, and is its own average.
+    Where there is none, fresh values are drawn as for any tensor.
+    """
+    import torch
+
+    new = apply_edit(old, edit, seed)
+    drawn = {axis.axis: _drawn(axis, edit) for axis in edit.axes}
+    if parameter is None or not any(len(places) for places in drawn.values()):
+        return new
+    made = apply_edit(parameter(), edit, seed).to(new.dtype)
+    for axis, places in drawn.items():
+        index = torch.from_numpy(places)
+        new = new.index_copy(axis, index, made.index_select(axis, index))
+    return new
+
+
+def _drawn(axis: AxisEdit, edit: TensorEdit) -> IndexMap:
+    """Where an axis has random values."""
+    start = axis.start if edit.start not in CONSTANTS else axis.start[:0]
+    return np.unique(np.concatenate([start, axis.random, *axis.opposed])).astype(np.int64)
+
+
+def _mean(old: torch.Tensor) -> float:
+    return float(old.double().mean()) if old.numel() else 0.0
 
 
 def _pooled(moment: torch.Tensor, axis: AxisEdit, power: int) -> torch.Tensor:
-    """What makes merged units: first moments add, second as the square of the sum of roots."""
+    """What makes merged units: first moments add, second as the square of the sum of roots; power 0 keeps the kept."""
     import torch
 
-    for entry in axis.pooled:
+    for entry in axis.pooled if power else ():
         wide = moment.double() if power == 1 else moment.double().clamp(min=0).sqrt()
         gone, kept = torch.from_numpy(entry.gone), torch.from_numpy(entry.kept)
         shape = [1] * moment.dim()

@@ -36,7 +36,9 @@ class Found:
 
 
 def spec_paths(checkpoint: Path) -> tuple[Path, ...]:
-    """Where a spec beside a checkpoint may lie, first found first taken."""
+    """Where a spec beside a checkpoint may lie, or in a folder, first found first taken."""
+    if checkpoint.is_dir():
+        return checkpoint / "netgrow.yaml", checkpoint.with_name(f"{checkpoint.name}.netgrow.yaml")
     return (
         checkpoint.with_name(f"{checkpoint.name}.netgrow.yaml"),
         checkpoint.with_name(f"{checkpoint.stem}.netgrow.yaml"),
@@ -67,7 +69,7 @@ def place_of_tensors(
         spec = None
     if spec is None:
         return key, prefix
-    if key is None and spec.key is not None and detect(path) != "safetensors":
+    if key is None and spec.key is not None and detect(path) not in ("safetensors", "folder"):
         key = spec.key
     return key, spec.prefix if prefix is None else prefix
 

@@ -54,7 +54,7 @@ OPTIMIZERS: dict[str, tuple[Any, str, set[str]]] = {
     ),
     "momentum": (lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), "sgd", {"momentum_buffer"}),
     "plain SGD": (lambda p: torch.optim.SGD(p, lr=0.1), "sgd", set()),
-    "RMSprop": (lambda p: torch.optim.RMSprop(p, momentum=0.9), "other", {"square_avg", "momentum_buffer"}),
+    "RMSprop": (lambda p: torch.optim.RMSprop(p, momentum=0.9), "rmsprop", {"square_avg", "momentum_buffer"}),
 }
 
 

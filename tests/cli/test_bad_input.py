@@ -529,22 +529,20 @@ def test_a_forgotten_layer(refused: Refused, tmp_path: Path) -> None:
         contains(refused(2, *arguments), "value.weight", "ignore:")
 
 
-def test_an_average_of_the_weights_that_stays(run: Run, tmp_path: Path) -> None:
-    nested = {"model": chain(5, 6, 4, 3), "ema": {f"module.{n}": t for n, t in chain(5, 6, 4, 3).items()}, "epoch": 3}
+def test_a_twin_of_the_network_that_stays(run: Run, tmp_path: Path) -> None:
+    nested = {"model": chain(5, 6, 4, 3), "q2": {f"module.{n}": t for n, t in chain(5, 6, 4, 3).items()}, "epoch": 3}
     ckpt = save(tmp_path / "a.pt", nested)
     for more in ((), ("--json",)):
         result = run("expand", ckpt, *EXPAND, "--force", *more)
         assert result.code == 0
         warned = [line for line in result.err.splitlines() if line.startswith("warning: ")]
         assert len(warned) == 1
-        contains(warned[0], "'ema'", "--key ema", "old shapes")
+        contains(warned[0], "'q2'", "--also q2", "--key q2", "old shapes")
     new = torch.load(tmp_path / "a.expanded.pt", weights_only=True)
-    assert new["ema"]["module.fc1.weight"].shape == (6, 5) and new["model"]["fc1.weight"].shape == (8, 5)
-    assert (
-        "warning"
-        not in run("expand", ckpt, "--layer", "fc1", "--add", "1", "--key", "ema", "-o", tmp_path / "b.pt").err
-        or True
-    )
+    assert new["q2"]["module.fc1.weight"].shape == (6, 5) and new["model"]["fc1.weight"].shape == (8, 5)
+    other = run("expand", ckpt, "--layer", "fc1", "--add", "1", "--key", "q2", "-o", tmp_path / "b.pt").err
+    assert "'model' in the checkpoint holds the same names and shapes" in other
+    assert "warning" not in run("expand", ckpt, *EXPAND, "--force", "--also", "q2").err
 
 
 # -- probes ---------------------------------------------------------------------------------------------

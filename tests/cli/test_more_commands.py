@@ -1,4 +1,4 @@
-"""apply, scores and graph."""
+"""apply, scores and graph; what goes along with a change."""
 
 from __future__ import annotations
 
@@ -119,3 +119,22 @@ def test_a_graph_of_no_known_form(refused: Callable[..., str], core: Path, tmp_p
 
 def test_a_tensor_where_a_layer_is_meant(refused: Callable[..., str], mlp: Path) -> None:
     assert "it belongs to --layer fc1" in refused(2, "expand", mlp, "--layer", "fc1.weight", "--add", "2")
+
+
+def test_what_goes_along_is_said(run: Run, tmp_path: Path) -> None:
+    """Averages by their names, twins by `--also`; `--leave` is silent; a dry run says it too."""
+    states = {"q1": chain(5, 6, 3), "q2": chain(5, 6, 3, seed=1), "target_q1": chain(5, 6, 3, seed=2)}
+    ckpt = save(tmp_path / "a.pt", states)
+    grow = ("expand", ckpt, "--key", "q1", "--layer", "fc1", "--add", "2", "--force")
+    plain = run(*grow)
+    assert "along with it: target_q1 (4 tensors): equal" in plain.err and "folded back" in plain.err
+    assert plain.err.count("warning: ") == 1 and "--also q2" in plain.err and "--leave q2" in plain.err
+    both = run(*grow, "--also", "q2")
+    assert "along with it: q2" in both.err and "warning: " not in both.err
+    assert torch.load(both.path, weights_only=True)["q2"]["fc1.weight"].shape == (8, 5)
+    left = run(*grow, "--leave", "q2", "--leave", "target_q1", "--json")
+    assert left.json["also"] == [] and left.json["warnings"] == []
+    dry = run(*grow, "--dry-run", "--json")
+    assert [(one["key"], one["equivalence"]) for one in dry.json["also"]] == [("target_q1", None)]
+    assert "along with it: target_q1 (4 tensors)" in run(*grow, "--dry-run").err
+    assert "those that do: 'q2', 'target_q1'" in run(*grow, "--also", "nothing").err

@@ -291,6 +291,26 @@ def test_a_number_that_another_module_s_method_uses(tmp_path: Path) -> None:
     assert model.num_heads == HEADS + 2 and model.offsets.bias_shape == (LENGTH, LENGTH, HEADS + 2)
 
 
+class Listed(nn.Module):
+    """A fused layer, cut by a list that the module keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = [8, 5]
+        self.fused, self.a, self.b = nn.Linear(6, 13), nn.Linear(8, 2), nn.Linear(5, 2)
+
+    def forward(self, x):
+        one, other = torch.split(self.fused(x), self.parts, -1)
+        return self.a(one) + self.b(other)
+
+
+def test_entries_of_a_list(tmp_path: Path) -> None:
+    case = saved(Listed, tmp_path, "float32[3,6]")
+    report, output = case.change("expand", case.name("a.weight", 1, 0), add=3)
+    assert {entry.attribute for entry in report.plan.code} == {"parts[0]"}
+    assert case.same(output).parts == [11, 5]
+
+
 class Kept(nn.Module):
     """What modules keep beside parameters: a norm's shape, a buffer of zeros, a version."""
 

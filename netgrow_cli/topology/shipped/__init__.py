@@ -186,9 +186,10 @@ def require_known(family: str, checkpoint: Path, graph: Graph, tensors: Mapping[
     ]
     if unknown:
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
         raise SpecError(
             f"{checkpoint}: the spec that ships for {family} has no layer for {', '.join(unknown[:3])}{more}; "
-            f"`netgrow trace {checkpoint.parent} -o model.yaml` makes one from the model's own code, for --spec"
+            f"`netgrow trace {folder} -o model.yaml` makes one from the model's own code, for --spec"
         )
 
 

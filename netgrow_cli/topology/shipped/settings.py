@@ -15,10 +15,13 @@ MOST_BYTES = 16 * 2**20
 
 
 def config_path(checkpoint: Path) -> Path | None:
-    """The configuration of a checkpoint: `model.expanded.config.json` for it alone, else `config.json` beside it."""
-    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    """The configuration of a checkpoint: `model.expanded.config.json` for it alone, else `config.json` beside it.
+
+    A folder has its own.
+    """
     own = checkpoint.with_name(f"{checkpoint.stem}.config.json")
-    return next((path for path in (own, folder / "config.json") if path.is_file()), None)
+    places = (checkpoint / "config.json",) if checkpoint.is_dir() else (own, checkpoint.parent / "config.json")
+    return next((path for path in places if path.is_file()), None)
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from netgrow_cli.topology.trace.methods import held_in_method
+from netgrow_cli.topology.trace.methods import entry_of_list, held_in_method
 from netgrow_cli.topology.trace.reading import frames, module_paths, operation
 
 # Numbers of a module that are no sizes, whatever their value.
@@ -48,7 +48,7 @@ class Attributes:
         """
         if isinstance(value, bool) or not isinstance(value, (int, float, tuple)) or value in (0, 1, -1):
             return None
-        inside = self._in_method(node, what, value)
+        inside = self._in_method(node, what, value, count)
         if inside is not None:
             return inside
         stated, named = _stated_in_call(node, what, count), words(node)
@@ -62,15 +62,17 @@ class Attributes:
                 return place if stated.times == 1 else f"{stated.times} * {place}"
         return None
 
-    def _in_method(self, node: Any, what: str, value: Any) -> str | None:
-        """The attribute that a method holds which the innermost line calls, where it does not make the call itself."""
+    def _in_method(self, node: Any, what: str, value: Any, count: int) -> str | None:
+        """The entry of a list that a module keeps, or what a method holds which the innermost line calls."""
         place, lines = re.fullmatch(r"\w+\[(\d+)\]", what), frames(node)
         path = next(self._around(node), None)
         if place is None or not lines or path is None or not isinstance(value, int):
             return None
-        if _call_at(*lines[-1], _family(node)) is not None:
-            return None
-        found = held_in_method(self._modules[path], lines[-1], _family(node), int(place[1]), value)
+        module, call = self._modules[path], _call_at(*lines[-1], _family(node))
+        if call is not None:
+            found = entry_of_list(module, call.args, int(place[1]), value, count)
+        else:
+            found = held_in_method(module, lines[-1], _family(node), int(place[1]), value)
         return f"{path}.{found}" if found and path else found
 
     def _around(self, node: Any) -> Iterator[str]:

@@ -31,6 +31,15 @@ def held_in_method(module: Any, frame: tuple[str, int], names: Sequence[str], pl
     return found.pop() if len(found) == 1 else None
 
 
+def entry_of_list(owner: Any, arguments: Sequence[ast.expr], place: int, value: int, count: int) -> str | None:
+    """`input_split[1]` for a number of `torch.split(x, self.input_split, 1)`: a list of so many that a module keeps."""
+    for chain in map(_chain, arguments):
+        held = getattr(owner, chain[0], None) if len(chain) == 1 else None
+        if isinstance(held, (tuple, list)) and len(held) == count and held[place] == value:
+            return f"{chain[0]}[{place}]"
+    return None
+
+
 def _methods(frame: tuple[str, int]) -> Iterator[tuple[tuple[str, ...], str]]:
     """Methods of a module or of what it holds that a line calls: `self.rel_pos.get_bias()`."""
     try:
