@@ -14,6 +14,7 @@ ZOO_READY = $(ZOO)/.ready
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,samples]'
+	$(BIN)/python -m compileall -q netgrow_cli
 	touch $(READY)
 
 demo: $(READY)
@@ -44,7 +45,7 @@ samples: $(READY)
 	$(BIN)/python sample_checkpoints/make.py
 
 bench: $(READY)
-	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python -m benchmarks.startup
 
 clean:
 	rm -rf $(VENV) $(ZOO) demo-out build dist *.egg-info

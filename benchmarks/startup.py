@@ -1,14 +1,16 @@
 """How long the commands that look take, against `python -c "import torch"`.
 
-    python benchmarks/startup.py [--runs 15]
+    python -m benchmarks.startup [--runs 15]
 
 Prints a table: medians of runs that alternate, so that a busy machine slows all of them alike, and the ratio to
 importing torch. `inspect` and `diff` of safetensors files should take less than half of that. Exit code 1 if not.
+The folders are Llamas of 3 GB, 8 GB and 70B shapes in shards of 1 GB, without data: a header and a hole each.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import subprocess
 import sys
@@ -16,14 +18,27 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.llama import LLAMA_70B, Llama, write_sparse
+from benchmarks.measure import environment
+
 ROOT = Path(__file__).resolve().parent.parent
 CKPT = ROOT / "sample_checkpoints" / "digits_conv.safetensors"
 SPEC = ROOT / "specs" / "digits_conv.yaml"
 TARGET = 0.5
+FOLDERS = {"3 GB": Llama.of_bytes(3 * 10**9), "8 GB": Llama.of_bytes(8 * 10**9), "70B": LLAMA_70B}
+LAYER = "model.layers.*.mlp.up_proj"
 
 
-def commands(other: Path) -> dict[str, list[str]]:
+def commands(other: Path, work: Path) -> dict[str, list[str]]:
     netgrow = [sys.executable, "-m", "netgrow_cli"]
+    folders: dict[str, list[str]] = {}
+    for name, model in FOLDERS.items():
+        wider = dataclasses.replace(model, intermediate=model.intermediate + 512)
+        one, two = str(write_sparse(model, work / name)), str(write_sparse(wider, work / f"{name} wider"))
+        folders[f"netgrow inspect ({name})"] = [*netgrow, "inspect", one]
+        folders[f"netgrow diff ({name})"] = [*netgrow, "diff", one, two]
+        plan = [*netgrow, "expand", one, "--layer", LAYER, "--add", "512", "--dry-run", "-o", str(work / "none")]
+        folders[f"expand --dry-run ({name})"] = plan
     return {
         'python -c "import torch"': [sys.executable, "-c", "import torch"],
         "netgrow inspect": [*netgrow, "inspect", str(CKPT)],
@@ -31,13 +46,14 @@ def commands(other: Path) -> dict[str, list[str]]:
         "netgrow inspect --spec --json": [*netgrow, "inspect", str(CKPT), "--spec", str(SPEC), "--json"],
         "netgrow diff": [*netgrow, "diff", str(CKPT), str(other)],
         "netgrow diff --values": [*netgrow, "diff", str(CKPT), str(other), "--values"],
+        **folders,
         'python -c ""': [sys.executable, "-c", ""],
     }
 
 
 def seconds(command: list[str]) -> float:
     began = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, check=False)
+    done = subprocess.run(command, capture_output=True, check=False, cwd=ROOT, env=environment())
     taken = time.perf_counter() - began
     if done.returncode not in (0, 1):  # diff's 1 is an answer
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr.decode()}")
@@ -51,8 +67,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         other = Path(folder) / "expanded.safetensors"
         netgrow = [sys.executable, "-m", "netgrow_cli", "expand", str(CKPT), "--spec", str(SPEC)]
-        subprocess.run([*netgrow, "--layer", "fc", "--add", "8", "-o", str(other)], check=True, capture_output=True)
-        table = commands(other)
+        words = ["--layer", "fc", "--add", "8", "-o", str(other)]
+        subprocess.run([*netgrow, *words], check=True, capture_output=True, cwd=ROOT)
+        table = commands(other, Path(folder))
         times: dict[str, list[float]] = {name: [] for name in table}
         for run in range(runs + 1):
             for name, command in table.items():

@@ -3,112 +3,59 @@
 from __future__ import annotations
 
 import contextlib
-import functools
+import gc
+import importlib
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from netgrow_cli import __version__
-from netgrow_cli.commands import (
-    apply,
-    check,
-    expand,
-    graph,
-    infer,
-    inspect,
-    prune,
-    recycle,
-    scores,
-    split,
-    trace,
-    verify,
-)
-from netgrow_cli.commands.common import given
+from netgrow_cli.commands.declare import read_quickly
 from netgrow_cli.errors import NetgrowError, UsageError, first_line
 
-app = typer.Typer(
-    name="netgrow",
-    help="Change the width of trained networks offline, proven equal.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+COMMANDS = (
+    "diff",
+    "convert",
+    "inspect",
+    "check",
+    "infer",
+    "expand",
+    "split",
+    "prune",
+    "recycle",
+    "apply",
+    "scores",
+    "graph",
+    "trace",
+    "verify",
 )
+"""Each is a function of that name in a module of that name, which is imported when it is needed."""
 
 INTERRUPTED = 130
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _command(name: str) -> Callable[..., int]:
+    found: Callable[..., int] = getattr(importlib.import_module(f"netgrow_cli.commands.{name}"), name)
+    return found
+
+
+def _run() -> Any:
+    """Run the command that was typed; its exit code."""
+    name, *words = sys.argv[1:] or [""]
+    if name == "--version" and not words:
         print(f"netgrow {__version__}")
-        raise typer.Exit
+        return 0
+    if name in COMMANDS:
+        command = _command(name)
+        arguments = read_quickly(command, words)
+        if arguments is not None:
+            return command(**arguments)
+    from netgrow_cli.typer_app import run_app
 
-
-@app.callback()
-def _top(
-    version: Annotated[
-        bool, given("--version", "Show the version and exit.", is_eager=True, callback=_show_version)
-    ] = False,
-) -> None:
-    del version
-
-
-def _add(command: Callable[..., int]) -> None:
-    app.command(command.__name__)(command)
-
-
-@app.command("diff")
-def _diff(
-    a: Annotated[str, typer.Argument(metavar="A")],
-    b: Annotated[str, typer.Argument(metavar="B")],
-    values: Annotated[bool, given("--values", "Compare values too.")] = False,
-    as_json: Annotated[bool, given("--json", "One JSON object on standard output.")] = False,
-    key: Annotated[str | None, given("--key", "Where the state dict lies in the checkpoints.")] = None,
-) -> int:
-    """Layer shapes of two checkpoints side by side; exit 0 the same, 1 different."""
-    from netgrow_cli.commands.diff import diff
-
-    return diff(a, b, values, as_json, key=key)
-
-
-@app.command("convert")
-def _convert(
-    ckpt: Annotated[str, typer.Argument(metavar="CKPT")],
-    output: Annotated[str, given(("-o", "--output"), "The new file; its ending says the format.")],
-    force: Annotated[bool, given("--force", "Replace an output that exists.")] = False,
-    as_json: Annotated[bool, given("--json", "One JSON object on standard output.")] = False,
-    key: Annotated[str | None, given("--key", "Where the state dict lies in the checkpoint.")] = None,
-    shard_size: Annotated[
-        str | None, given("--shard-size", "Write a folder with shards: 5GB, 500MiB, bytes.", metavar="SIZE")
-    ] = None,
-) -> int:
-    """Convert between .pt and .safetensors, files and folders, and torch.distributed.checkpoint (.dcp)."""
-    from netgrow_cli.checkpoint.sharding import parse_size
-    from netgrow_cli.commands.convert import convert
-
-    return convert(ckpt, output, force, as_json, key=key, shard_size=parse_size(shard_size) if shard_size else None)
-
-
-for _command in (
-    inspect.inspect,
-    check.check,
-    infer.infer,
-    expand.expand,
-    split.split,
-    prune.prune,
-    recycle.recycle,
-    apply.apply,
-    scores.scores,
-    graph.graph,
-    trace.trace,
-    verify.verify,
-):
-    _add(_command)
+    return run_app({name: _command(name) for name in COMMANDS})
 
 
 class _Ended(BaseException):
@@ -142,39 +89,14 @@ def _orderly_ends() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class _PastTyperError(Exception):
-    """Carries an error through typer, which has endings of its own for interrupts and broken pipes."""
-
-    def __init__(self, error: BaseException) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
-def _past_typer(command: Callable[..., int]) -> Callable[..., int]:
-    @functools.wraps(command)
-    def run(*arguments: Any, **options: Any) -> int:
-        try:
-            return command(*arguments, **options)
-        except (KeyboardInterrupt, OSError, EOFError) as error:
-            raise _PastTyperError(error) from error
-
-    return run
-
-
-for _registered in app.registered_commands:
-    if _registered.callback is not None:
-        _registered.callback = _past_typer(_registered.callback)
-
-
 def main() -> None:
     """The entry point: run, and turn every error into one line and its exit code."""
     code: Any = 0
+    # A start makes many objects and hardly a cycle; looking for cycles as often as usual takes a twentieth of it.
+    gc.set_threshold(50_000)
     try:
         with _orderly_ends():
-            try:
-                code = app(standalone_mode=False)
-            except _PastTyperError as passed:
-                raise passed.error from None
+            code = _run()
             _flush()
     except NetgrowError as error:
         _complain(str(error))

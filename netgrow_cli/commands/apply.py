@@ -7,17 +7,15 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
-from netgrow_cli.commands.common import STANDARD, Writing, options_of, print_json, takes
+from netgrow_cli.commands.common import STANDARD, Writing, argument, options_of, print_json, takes
 from netgrow_cli.errors import NetgrowError, UsageError
 
 
 @takes(Writing)
 def apply(
     common: Writing,
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file of changes.")],
-    ckpts: Annotated[list[str], typer.Argument(metavar="CKPT...", help="The checkpoints.")],
+    recipe: Annotated[str, argument("RECIPE", "A YAML file of changes.")],
+    ckpts: Annotated[list[str], argument("CKPT...", "The checkpoints.")],
 ) -> int:
     """Several changes, one after another, on every checkpoint named. Each step is proven."""
     from netgrow_cli.jobs.recipe import read_recipe
@@ -44,11 +42,13 @@ def apply(
 def _one(common: Writing, ckpt: str, steps: Any) -> dict[str, Any]:
     from netgrow_cli.jobs.recipe import apply_recipe
     from netgrow_cli.report.change import print_summary
+    from netgrow_cli.report.progress import shown_progress
 
     options = options_of(common)
     if common.output is not None:
         options = dataclasses.replace(options, output=Path(common.output))
-    output, reports = apply_recipe(Path(ckpt), steps, options)
+    with shown_progress() as progress:
+        output, reports = apply_recipe(Path(ckpt), steps, dataclasses.replace(options, progress=progress))
     if not common.as_json:
         for report in reports:
             print_summary(report)

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from netgrow_cli.commands.declare import argument as argument
+from netgrow_cli.commands.declare import given as given
 from netgrow_cli.commands.streams import STANDARD as STANDARD
 from netgrow_cli.commands.streams import destination, send
 from netgrow_cli.commands.streams import one_file as one_file
@@ -26,15 +26,9 @@ MOST_UNITS = 1 << 24
 """More units than any width has."""
 
 
-def given(flag: str | tuple[str, ...], text: str, **more: Any) -> Any:
-    """A typer option."""
-    flags = (flag,) if isinstance(flag, str) else flag
-    return typer.Option(*flags, help=text, **more)
-
-
 # -- options ---------------------------------------------------------------------------------------
 
-Checkpoint = Annotated[str, typer.Argument(metavar="CKPT", help="The checkpoint, or its folder; - for standard input.")]
+Checkpoint = Annotated[str, argument("CKPT", "The checkpoint, or its folder; - for standard input.")]
 Layer = Annotated[
     list[str] | None, given("--layer", "A layer by name, or a glob; may be given several times.", metavar="NAME")
 ]
@@ -109,7 +103,8 @@ def takes(kind: type[Common]) -> Callable[[Callable[..., int]], Callable[..., in
 
         @functools.wraps(command)
         def wrapped(**arguments: Any) -> int:
-            common = kind(**{parameter.name: arguments.pop(parameter.name) for parameter in shared})
+            stated = {item.name: arguments.pop(item.name) for item in shared if item.name in arguments}
+            common = kind(**stated)
             return command(common, **arguments)
 
         kept = [
@@ -173,6 +168,7 @@ def run_change(common: Writing, source: str, command: str, select: Selector) -> 
     """Carry out a change and print its report."""
     from netgrow_cli.jobs.job import change
     from netgrow_cli.report.change import print_report
+    from netgrow_cli.report.progress import shown_progress
 
     to_standard = common.output == STANDARD or (source == STANDARD and common.output is None)
     if to_standard and common.as_json and not common.dry_run:
@@ -180,8 +176,9 @@ def run_change(common: Writing, source: str, command: str, select: Selector) -> 
     if to_standard:
         one_file(source)
     with readable(source) as path, destination(common.output, to_standard) as output:
-        options = dataclasses.replace(options_of(common), output=output)
-        report = change(path, command, select, options)
+        with shown_progress() as progress:
+            options = dataclasses.replace(options_of(common), output=output, progress=progress)
+            report = change(path, command, select, options)
         if source == STANDARD:
             report = dataclasses.replace(report, input=Path(STANDARD))
         if to_standard and not common.dry_run:

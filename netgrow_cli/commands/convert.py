@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 from netgrow_cli.checkpoint import Checkpoint, checkpoint_path, create_writer, open_checkpoint, staged_outputs
 from netgrow_cli.checkpoint.dtypes import has_torch_form
@@ -22,6 +23,7 @@ from netgrow_cli.commands.conversion import (
     to_distributed,
     to_folder,
 )
+from netgrow_cli.commands.declare import argument, given
 from netgrow_cli.commands.streams import STANDARD, destination, one_file, readable, send
 from netgrow_cli.errors import CheckpointError, UsageError
 
@@ -35,18 +37,20 @@ _TO_FOLDER = {"folder": to_folder, "distributed": to_distributed}
 
 
 def convert(
-    source: str,
-    output: str,
-    force: bool = False,
-    as_json: bool = False,
+    source: Annotated[str, argument("CKPT")],
+    output: Annotated[str, given(("-o", "--output"), "The new file; its ending says the format.")],
+    force: Annotated[bool, given("--force", "Replace an output that exists.")] = False,
+    as_json: Annotated[bool, given("--json", "One JSON object on standard output.")] = False,
     *,
-    key: str | None = None,
-    shard_size: int | None = None,
+    key: Annotated[str | None, given("--key", "Where the state dict lies in the checkpoint.")] = None,
+    shard_size: Annotated[
+        str | None, given("--shard-size", "Write a folder with shards: 5GB, 500MiB, bytes.", metavar="SIZE")
+    ] = None,
 ) -> int:
-    """Write the model's tensors in the format that the output's ending names; return the exit code 0.
+    """Convert between .pt and .safetensors, files and folders, and torch.distributed.checkpoint (.dcp)."""
+    from netgrow_cli.checkpoint.sharding import parse_size
 
-    The new path goes to standard output; what the new format cannot hold, to standard error.
-    """
+    size = parse_size(shard_size) if isinstance(shard_size, str) else shard_size
     to_standard = output == STANDARD
     if to_standard and as_json:
         raise UsageError("--json and the checkpoint both want standard output; give -o FILE")
@@ -57,12 +61,12 @@ def convert(
         path = checkpoint_path(stated)
         # Names stay as they are, wrappers included: a conversion changes the container only.
         with open_checkpoint(path, key=key, prefix="") as checkpoint:
-            wanted = _OTHER[checkpoint.format] if to_standard else _wanted(checkpoint, target, shard_size)
+            wanted = _OTHER[checkpoint.format] if to_standard else _wanted(checkpoint, target, size)
             # Standard output holds one file: what would lie beside a torch file is left out, and said to be.
             kept = {} if to_standard and wanted == "torch" else _kept(checkpoint, path)
             place = Place(path, target, force, kept)
             if wanted in _TO_FOLDER:
-                dropped = _TO_FOLDER[wanted](checkpoint, place, shard_size)
+                dropped = _TO_FOLDER[wanted](checkpoint, place, size)
             else:
                 dropped = _to_file(checkpoint, place, wanted)
             count = len(checkpoint.tensors)

@@ -6,19 +6,24 @@ import dataclasses
 import json
 import os
 import sys
+from typing import Annotated
 
 from netgrow_cli.checkpoint import open_checkpoint
 from netgrow_cli.checkpoint.compare import compare
+from netgrow_cli.commands.declare import argument, given
 from netgrow_cli.commands.streams import only_one_standard, readable
 from netgrow_cli.report.diff_table import render
 
 
-def diff(a: str, b: str, values: bool = False, as_json: bool = False, *, key: str | None = None) -> int:
-    """Print what differs; the exit code is 0 for the same and 1 for different.
-
-    values: also compare the values of tensors of the same shape and dtype.
-    key: where the state dict lies, for torch files in which that is not clear.
-    """
+def diff(
+    a: Annotated[str, argument("A")],
+    b: Annotated[str, argument("B")],
+    values: Annotated[bool, given("--values", "Compare values too.")] = False,
+    as_json: Annotated[bool, given("--json", "One JSON object on standard output.")] = False,
+    *,
+    key: Annotated[str | None, given("--key", "Where the state dict lies in the checkpoints.")] = None,
+) -> int:
+    """Layer shapes of two checkpoints side by side; exit 0 the same, 1 different."""
     only_one_standard(a, b)
     with (
         readable(a) as one,

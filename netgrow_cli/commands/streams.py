@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +22,9 @@ def readable(source: str) -> Iterator[Path]:
         return
     if sys.stdin is None or sys.stdin.isatty():
         raise UsageError("- reads a checkpoint from standard input, which is no file and no pipe")
+    import shutil
+    import tempfile
+
     with tempfile.TemporaryDirectory(prefix="netgrow-") as folder:
         path = Path(folder) / "stdin"
         with path.open("wb") as file:
@@ -56,12 +57,16 @@ def destination(output: str | None, to_standard: bool) -> Iterator[Path | None]:
         return
     if sys.stdout.isatty():
         raise UsageError("the checkpoint would go to the terminal; give -o FILE, or send standard output to a file")
+    import tempfile
+
     with tempfile.TemporaryDirectory(prefix="netgrow-") as folder:
         yield Path(folder) / "stdout"
 
 
 def send(path: Path) -> None:
     """A file to standard output."""
+    import shutil
+
     with path.open("rb") as file:
         shutil.copyfileobj(file, sys.stdout.buffer)
     sys.stdout.buffer.flush()

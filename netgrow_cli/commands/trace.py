@@ -6,16 +6,12 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from netgrow_cli.commands.common import STANDARD, given
+from netgrow_cli.commands.common import STANDARD, argument, given
 from netgrow_cli.report.console import few
 
 
 def trace(
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="package.module:factory, or a folder with a config.json.")
-    ],
+    source: Annotated[str, argument("SOURCE", "package.module:factory, or a folder with a config.json.")],
     output: Annotated[str, given(("-o", "--output"), "Where to write the spec; - for standard output.")],
     inputs: Annotated[
         list[str] | None,

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from typing import Annotated, Any
 
-import typer
-
-from netgrow_cli.commands.common import Computing, given, only_one_standard, options_of, print_json, readable, takes
+from netgrow_cli.commands.common import (
+    Computing,
+    argument,
+    given,
+    only_one_standard,
+    options_of,
+    print_json,
+    readable,
+    takes,
+)
 
 
 @takes(Computing)
 def verify(
     common: Computing,
-    a: Annotated[str, typer.Argument(metavar="A", help="The old checkpoint.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="The new checkpoint.")],
+    a: Annotated[str, argument("A", "The old checkpoint.")],
+    b: Annotated[str, argument("B", "The new checkpoint.")],
     model: Annotated[
         str | None, given("--model", "Compare in the real model code: package.module:factory.", metavar="M")
     ] = None,
@@ -22,10 +30,12 @@ def verify(
     """Compare two checkpoints on probes; exit 0 if equal. With a record of the change, fold it back first."""
     from netgrow_cli.jobs.verification import compare_checkpoints
     from netgrow_cli.report.check import CONSTANT, verify_text
+    from netgrow_cli.report.progress import shown_progress
 
     only_one_standard(a, b)
-    with readable(a) as old, readable(b) as new:
-        equivalence, folded = compare_checkpoints(old, new, options_of(common), model)
+    with readable(a) as old, readable(b) as new, shown_progress() as progress:
+        options = dataclasses.replace(options_of(common), progress=progress)
+        equivalence, folded = compare_checkpoints(old, new, options, model)
     if common.as_json:
         result: dict[str, Any] = equivalence.as_json()
         result["folded_back"] = None if folded is None else {"exact": folded.exact, "differing": folded.differing}

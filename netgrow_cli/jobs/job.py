@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from netgrow_cli.jobs.configuration import Configuration, follow, require_fit
 from netgrow_cli.jobs.execute import Execution
 from netgrow_cli.jobs.outputs import default_output, outputs_of
 from netgrow_cli.jobs.training_state import TrainingState, follow_state, prove_along
+from netgrow_cli.progress import SILENT, Progress
 from netgrow_cli.proof.activity import Activity, observe
 from netgrow_cli.proof.equivalence import EXACT, ROUNDED, Equivalence, check_dtype, compare, require_finite
 from netgrow_cli.proof.foldback import FoldBack, fold_back
@@ -66,6 +67,7 @@ class Options:
     also: Sequence[str] = ()
     leave: Sequence[str] = ()
     check_learnable: bool = False
+    progress: Progress = SILENT
     shard_size: int | None = None
 
 
@@ -334,14 +336,22 @@ def _folds(job: Job, network: Network, selection: Selection, activity: Activity 
 
 def _write(report: _Draft, paths: Sequence[Path], spec_text: str, record: Mapping[str, Any]) -> None:
     job = report.job
-    work = Execution(job.checkpoint, job.topology, report.plan, report.folds.patches, job.options.seed)
+    progress = job.options.progress
+    work = Execution(
+        job.checkpoint, job.topology, report.plan, report.folds.patches, job.options.seed, progress.advance
+    )
     record_text = json.dumps(record)
     metadata = {METADATA_SPEC: spec_text, METADATA_RECORD: record_text} if len(paths) == 1 else None
     writer = job.checkpoint.writer(paths[0], work.infos(), metadata=metadata, replace=report.state.replaced)
+    progress.stage("writing", _total_bytes(work.infos()))
     work.write(writer)
     writer.finish()
     for path, text in zip(paths[1:], (spec_text, record_text + "\n"), strict=False):
         path.write_text(text, encoding="utf-8")
+
+
+def _total_bytes(infos: Iterable[TensorInfo]) -> int:
+    return sum(nbytes(info.dtype, info.shape) for info in infos if info.tied_to is None)
 
 
 def _prove(report: _Draft, written: Path, spec_text: str, output: Path) -> _Draft:
@@ -350,12 +360,14 @@ def _prove(report: _Draft, written: Path, spec_text: str, output: Path) -> _Draf
     with open_checkpoint(written, key=job.checkpoint.key, prefix=job.checkpoint.prefix or None) as changed:
         graph = parse_spec(spec_text, f"{output} (rewritten spec)").graph(changed.tensors)
         new = Network.of(graph, changed, options.device)
+        options.progress.stage("folding back", _total_bytes(changed.tensors.values()))
         folded = fold_back(
             job.topology,
             report.plan,
             functools.partial(source_of, job.checkpoint),
             functools.partial(source_of, changed),
             report.folds.patches,
+            options.progress.advance,
         )
         if folded.differing:
             require_finite(job.network, folded.differing[0])
@@ -363,6 +375,7 @@ def _prove(report: _Draft, written: Path, spec_text: str, output: Path) -> _Draf
         probes = job.probes(options.probes or PROBES, options.seed)
         rounds = report.plan.rounds or bool(report.folds.patches)
         tolerance = options.tolerance if options.tolerance is not None else proof_tolerance(job, rounds)
+        options.progress.stage("proving", None)
         equivalence = compare(job.network, new, probes, dtype=options.dtype, tolerance=tolerance)
         _accept(equivalence, options, report)
         learnable = None

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 from netgrow_cli.report.console import error_console, shape_text
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from netgrow_cli.jobs.job import Report
+    from netgrow_cli.report.console import Console
     from netgrow_cli.surgery.change import WidthChange
 
 MOST_TENSORS = 24
@@ -21,18 +20,20 @@ def print_report(report: Report, *, as_json: bool, path: Path | None) -> None:
     from netgrow_cli.commands.common import print_json
 
     if as_json:
-        for line in report.warnings:
-            error_console().print(f"warning: {line}", style="yellow", markup=False)
+        with error_console() as console:
+            for line in report.warnings:
+                console.print(f"warning: {line}", style="yellow", markup=False)
         print_json(report.as_json())
         return
-    _summary(report, error_console())
+    print_summary(report)
     if path is not None and not report.dry_run:
         print(path)
 
 
 def print_summary(report: Report) -> None:
     """The summary for people, on standard error."""
-    _summary(report, error_console())
+    with error_console() as console:
+        _summary(report, console)
 
 
 def _summary(report: Report, console: Console) -> None:
@@ -100,7 +101,7 @@ def _few(items: list[str], most: int = 12) -> str:
 
 
 def _plain(text: str) -> str:
-    """Names may hold brackets, which rich would read as its own."""
+    """Names may hold brackets, which would be read as markup."""
     return text.replace("[", "\\[")
 
 

@@ -59,19 +59,31 @@ def _unroll(name: str, body: Located, mark: Mark, tensors: Sequence[str], stands
     before = str(body.value["from"].value)
     output = str(body.value["output"].value)
     blocks: list[Block] = []
+    inside = [(inner, item, body.value["layers"].keys[inner]) for inner, item in body.value["layers"].value.items()]
+    differ = {inner for inner, item, _ in inside if _differs(item)}
     if len(numbers) * len(body.value["layers"].value) > MOST_NODES:
         raise SpecError(f"{mark}: block {name!r} unrolls to more than {MOST_NODES} layers")
     for index in numbers:
         full = name.replace("{i}", str(index))
         stands_for[f"{full}.in"] = stands_for.get(before, before)
-        for inner, inner_body in body.value["layers"].value.items():
-            place = body.value["layers"].keys[inner]
-            own = _own(inner_body, index - numbers.start, len(numbers))
-            blocks.append(Block(f"{full}.{inner}", _numbered(own, str(index)), place, (full,)))
+        for inner, item, place in inside:
+            if inner in differ:
+                item = _numbered(_own(item, index - numbers.start, len(numbers)), str(index))
+            blocks.append(Block(f"{full}.{inner}", item, place, (full,)))
         before = f"{full}.{output}"
     end = stands_for.get(before, before)
     stands_for[name] = stands_for[name.replace(".{i}", "")] = end
     return blocks
+
+
+def _differs(body: Located) -> bool:
+    """Whether something in a layer is not the same in every block; most layers are one object in all of them."""
+    value = body.value
+    if isinstance(value, dict):
+        return "each" in value or any(map(_differs, value.values()))
+    if isinstance(value, list):
+        return any(map(_differs, value))
+    return isinstance(value, str) and "{i}" in value
 
 
 def _own(body: Located, place: int, count: int) -> Located:

@@ -8,7 +8,6 @@ from pathlib import Path
 from netgrow_cli.checkpoint.detect import detect
 from netgrow_cli.checkpoint.types import Checkpoint
 from netgrow_cli.errors import SpecError
-from netgrow_cli.topology.draft import draft_spec
 from netgrow_cli.topology.graph import Graph
 from netgrow_cli.topology.shipped import find_shipped, require_known
 from netgrow_cli.topology.spec import Spec, parse_spec, read_spec
@@ -96,5 +95,7 @@ def find_spec(
         return Found(spec, shipped.origin, shipped.assumed, shipped.family)
     if not draft:
         raise SpecError(f"{path}: no spec was given and none lies beside it; pass --spec")
+    from netgrow_cli.topology.draft import draft_spec
+
     drafted = draft_spec(checkpoint.tensors, str(path), activation)
     return Found(parse_spec(drafted.text, f"{path} (drafted)"), "drafted from names and shapes", drafted.assumed)

@@ -24,12 +24,15 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-IndexMap = NDArray[np.int64]
+    IndexMap = NDArray[np.int64]
+else:  # importing numpy takes longer than inferring a network's layouts; only index maps need it
+    IndexMap = "NDArray[np.int64]"
 
 # A concatenation that must equal the same parts in another order is refined as Euclid finds a common divisor:
 # one step a unit in the worst case, down to parts of one unit that nobody could change.
@@ -132,13 +135,10 @@ def product(factors: Sequence[Layout]) -> Layout:
 def leaves(layout: Layout) -> Iterator[Width]:
     """The widths of a layout from left to right, as often as they occur."""
     if isinstance(layout, Width):
-        yield layout
-    elif isinstance(layout, Concat):
-        for part in layout.parts:
-            yield from leaves(part)
-    elif isinstance(layout, Product):
-        for factor in layout.factors:
-            yield from leaves(factor)
+        return iter((layout,))
+    if isinstance(layout, Fixed):
+        return iter(())
+    return itertools.chain.from_iterable(map(leaves, layout.parts if isinstance(layout, Concat) else layout.factors))
 
 
 def new_size(layout: Layout, sizes: Mapping[int, int]) -> int:
@@ -157,6 +157,8 @@ def index_map(layout: Layout, sources: Mapping[int, Sequence[int] | IndexMap]) -
 
     sources: by width id, for each new unit the old unit it copies, or -1; a width not named keeps its units.
     """
+    import numpy as np
+
     if isinstance(layout, Width) and layout.id in sources:
         return np.asarray(sources[layout.id], dtype=np.int64).reshape(-1)
     if isinstance(layout, (Width, Fixed)):
@@ -181,6 +183,8 @@ def occurrences(layout: Layout, width: int, sizes: Mapping[int, int] | None = No
 
     sizes: by width id, sizes other than the layout's own (those after a change).
     """
+    import numpy as np
+
     sizes = sizes or {}
     if isinstance(layout, Width):
         return [np.arange(new_size(layout, sizes), dtype=np.int64)] if layout.id == width else []
@@ -205,6 +209,8 @@ def rows_by_unit(values: NDArray[Any], axis: int, labels: IndexMap, size: int) -
 
     labels: one of the width's `occurrences` in that axis's layout.
     """
+    import numpy as np
+
     there = np.flatnonzero(labels >= 0)
     order = there[np.argsort(labels[there], kind="stable")]
     rows: NDArray[Any] = values.swapaxes(0, axis)[order].reshape(size, -1)
@@ -223,14 +229,19 @@ class Layouts:
     # -- reading ---------------------------------------------------------------------------------
 
     def resolve(self, layout: Layout) -> Layout:
-        """The layout with everything known put in, in normal form."""
+        """The layout with everything known put in, in normal form; itself where that is nothing new."""
         if isinstance(layout, Width):
+            found = self._bound.get(layout.id)
+            if found is None or isinstance(found, Fixed):
+                return layout if found is None else found
+            if isinstance(found, Width) and found.id not in self._bound:
+                return found
             return self._resolve_width(layout)
+        if isinstance(layout, Fixed) or not self._has_bound_leaf(layout):
+            return layout
         if isinstance(layout, Concat):
             return concat([self.resolve(part) for part in layout.parts])
-        if isinstance(layout, Product):
-            return product([self.resolve(factor) for factor in layout.factors])
-        return layout
+        return product([self.resolve(factor) for factor in layout.factors])
 
     def _resolve_width(self, width: Width) -> Layout:
         # A loop, not a recursion: a long residual stream binds one width to the next a thousand times.
@@ -260,7 +271,8 @@ class Layouts:
         return bound
 
     def _has_bound_leaf(self, layout: Layout) -> bool:
-        return any(leaf.id in self._bound for leaf in leaves(layout))
+        bound = self._bound
+        return any(leaf.id in bound for leaf in leaves(layout))
 
     def _substituted(self, layout: Layout) -> Layout:
         """A layout whose widths' bindings are resolved, with these put in."""
@@ -312,7 +324,10 @@ class Layouts:
 
         Where they have no common refinement, both are frozen with the reason. Raises SizeMismatch.
         """
-        waiting = [(self.resolve(left), self.resolve(right))]
+        left, right = self.resolve(left), self.resolve(right)
+        if left == right:
+            return
+        waiting = [(left, right)]
         steps = _MOST_STEPS * (2 + sum(1 for _ in leaves(waiting[0][0])) + sum(1 for _ in leaves(waiting[0][1])))
         while waiting:
             one, other = waiting.pop()

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, Protocol
@@ -83,6 +84,9 @@ class Context(Protocol):
     def fail(self, message: str, what: str = "layer") -> NoReturn:
         """Raise a SpecError that names file, line and layer."""
 
+
+_REST = ("...",)
+"""The pattern of any axes."""
 
 RuleFunction = Callable[[Context], "tuple[Value, ...]"]
 Sizes = Callable[[Context], Mapping[str, int]]
@@ -155,6 +159,8 @@ def notation(
             return Role.PER_UNIT if letter in in_inputs else Role.PRODUCES
         return Role.CONSUMES if letter in in_inputs else Role.DATA
 
+    unit_letter = _unit_letter(output, role, operands[count:])
+
     def rule(context: Context) -> tuple[Value, ...]:
         match = _Matcher(context, dict(sizes(context)))
         for position, operand in enumerate(operands[:count]):
@@ -175,7 +181,9 @@ def notation(
         for letter, what in (sites or {}).items():
             context.site(what, match.letters[letter])
         axes = match.output(output, computed(context))
-        return (Value(axes, _unit_axis(context, output, len(axes), role, operands[count:])),)
+        if unit_letter is None:
+            return (Value(axes, context.inputs[0].unit_axis if context.inputs else len(axes) - 1),)
+        return (Value(axes, _position_of(unit_letter, output, len(axes))),)
 
     return rule
 
@@ -191,25 +199,26 @@ class _Matcher:
 
     def operand(self, operand: Operand, axes: Sequence[Layout], what: str) -> None:
         """Match the axes of one operand against its pattern."""
-        named = [axis for axis in operand.axes if axis != ("...",)]
-        if len(axes) < len(named) or (len(named) == len(operand.axes) and len(axes) != len(named)):
+        any_more = _REST in operand.axes
+        named = len(operand.axes) - any_more
+        if len(axes) < named or (not any_more and len(axes) != named):
             shape = [axis.size for axis in axes]
             self.context.fail(
-                f"{what} has {len(axes)} axes {shape}; {self.context.node.op} expects {len(named)}"
-                f"{' or more' if len(named) != len(operand.axes) else ''}"
+                f"{what} has {len(axes)} axes {shape}; {self.context.node.op} expects {named}"
+                f"{' or more' if any_more else ''}"
             )
         for pattern, axis in zip(_spread(operand.axes, len(axes)), axes, strict=True):
             if pattern is not None:
                 self._axis(pattern, axis, what)
-        if len(named) != len(operand.axes):
-            start = operand.axes.index(("...",))
-            self.rest = tuple(axes[start : start + len(axes) - len(named)])
+        if any_more:
+            start = operand.axes.index(_REST)
+            self.rest = tuple(axes[start : start + len(axes) - named])
 
     def output(self, operand: Operand, computed: Mapping[str, int]) -> tuple[Layout, ...]:
         """The axes of the output."""
         axes: list[Layout] = []
         for pattern in operand.axes:
-            if pattern == ("...",):
+            if pattern == _REST:
                 axes.extend(self.rest)
             elif pattern[0] in computed:
                 axes.append(Fixed(computed[pattern[0]], "positions"))
@@ -248,15 +257,16 @@ class _Matcher:
         return [self.sizes.get(letter, size // known) for letter in pattern]
 
 
-def _spread(axes: tuple[tuple[str, ...], ...], count: int) -> list[tuple[str, ...] | None]:
+@functools.cache
+def _spread(axes: tuple[tuple[str, ...], ...], count: int) -> tuple[tuple[str, ...] | None, ...]:
     """The pattern of each of `count` axes; None for those that the ellipsis covers."""
     spread: list[tuple[str, ...] | None] = []
     for axis in axes:
-        if axis == ("...",):
+        if axis == _REST:
             spread.extend([None] * (count - len(axes) + 1))
         else:
             spread.append(axis)
-    return spread
+    return tuple(spread)
 
 
 def _position_of(letter: str, operand: Operand, count: int) -> int:
@@ -281,16 +291,14 @@ def _record_uses(
         context.use(name, position, parts)
 
 
-def _unit_axis(
-    context: Context, output: Operand, count: int, role: Callable[[str], Role], params: Sequence[Operand]
-) -> int:
-    """The axis with the letters that parameters produce or scale; the first input's where there is none."""
+def _unit_letter(output: Operand, role: Callable[[str], Role], params: Sequence[Operand]) -> str | None:
+    """The letter, of an axis of the output, that parameters produce or scale; the input's units where there is none."""
     in_params = {letter for operand in params for axis in operand.axes for letter in axis}
     for wanted in (Role.PRODUCES, Role.PER_UNIT):
-        for position, pattern in enumerate(_spread(output.axes, count)):
-            if pattern and any(letter in in_params and role(letter) is wanted for letter in pattern):
-                return position
-    return context.inputs[0].unit_axis if context.inputs else count - 1
+        for letter in (letter for axis in output.axes if axis != _REST for letter in axis):
+            if letter in in_params and role(letter) is wanted:
+                return letter
+    return None
 
 
 def spec_error(node: Node, message: str, what: str = "layer") -> SpecError:

@@ -11,7 +11,7 @@ import fnmatch
 import functools
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from netgrow_cli.checkpoint.types import TensorInfo
@@ -296,8 +296,12 @@ class _Solver:
             values = op.rule(context)
         except SizeMismatch as clash:
             context.fail(f"sizes that must agree do not: {clash}")
+        return self._resolved(values)
+
+    def _resolved(self, values: Iterable[Value]) -> tuple[Value, ...]:
+        """The values with all that is known of their axes by now."""
         resolve = self.layouts.resolve
-        return tuple(dataclasses.replace(value, axes=tuple(resolve(axis) for axis in value.axes)) for value in values)
+        return tuple([Value(tuple(map(resolve, value.axes)), value.unit_axis, value.integer) for value in values])
 
     def _read(self, ref: Ref, reader: Node | None) -> Value:
         outputs = self._values[ref.node]
@@ -351,17 +355,9 @@ class _Solver:
 
     def _result(self) -> Topology:
         resolve = self.layouts.resolve
-        uses = tuple(
-            dataclasses.replace(use, parts=tuple((resolve(part), role) for part, role in use.parts))
-            for use in self.uses
-        )
-        effects = tuple(dataclasses.replace(effect, layout=resolve(effect.layout)) for effect in self.effects)
-        values = {
-            name: tuple(
-                dataclasses.replace(value, axes=tuple(resolve(axis) for axis in value.axes)) for value in outputs
-            )
-            for name, outputs in self._values.items()
-        }
+        uses = tuple([self._resolved_use(use) for use in self.uses])
+        effects = tuple(Effect(item.kind, item.node, resolve(item.layout), item.axis) for item in self.effects)
+        values = {name: self._resolved(outputs) for name, outputs in self._values.items()}
         tensors = {
             name: tuple(resolve(axis) for axis in self._axes[self.aliases[name]])
             for name in self.infos
@@ -382,6 +378,10 @@ class _Solver:
             widths=_describe(self.graph, self.layouts, values, tensors, uses, effects),
             unclaimed=tuple(name for name in self.infos if self._is_unclaimed(name)),
         )
+
+    def _resolved_use(self, use: AxisUse) -> AxisUse:
+        parts = tuple([(self.layouts.resolve(part), role) for part, role in use.parts])
+        return AxisUse(use.node, use.param, use.tensor, use.axis, parts)
 
     def _is_unclaimed(self, name: str) -> bool:
         if self.aliases[name] in self._axes or name.endswith("num_batches_tracked"):
@@ -427,14 +427,14 @@ def _describe(
     uses: Iterable[AxisUse],
     effects: Iterable[Effect],
 ) -> dict[int, WidthInfo]:
-    users: dict[int, dict[Role, list[str]]] = collections.defaultdict(lambda: collections.defaultdict(list))
+    # (Dicts for their order and quick look-up: all of a deep network's layers use its stream.)
+    users: dict[int, dict[Role, dict[str, None]]] = collections.defaultdict(lambda: collections.defaultdict(dict))
     widths: dict[int, Width] = {}
     for use in uses:
         for part, role in use.parts:
             for leaf in leaves(part):
                 widths[leaf.id] = leaf
-                if use.node not in users[leaf.id][role]:
-                    users[leaf.id][role].append(use.node)
+                users[leaf.id][role][use.node] = None
     held = [value.axes for outputs in values.values() for value in outputs]
     for axis in itertools.chain(*held, *tensors.values()):
         for leaf in leaves(axis):
@@ -466,18 +466,14 @@ class _Names:
     def __init__(self, graph: Graph, layouts: Layouts, values: Mapping[str, tuple[Value, ...]]) -> None:
         self._layouts = layouts
         self._taken: set[str] = set()
-        self._places = {name: self._in_outputs(outputs) for name, outputs in values.items()}
-        self._first: dict[int, str] = {}
-        hidden = {node.name for node in graph.nodes if node.hidden}
-        for name in (*(given.name for given in graph.inputs), *(node.name for node in graph.nodes)):
-            if name not in hidden:
-                for identity, where in self._places[name].items():
-                    self._first.setdefault(identity, name + where)
+        self._graph = graph
+        self._values = values
+        self._known_places: dict[str, dict[int, str]] = {}
 
-    def of(self, width: Width, roles: Mapping[Role, Sequence[str]]) -> str:
+    def of(self, width: Width, roles: Mapping[Role, Collection[str]]) -> str:
         """A name for the width that no other has."""
         for maker in (*roles[Role.PRODUCES], *roles[Role.PER_UNIT]):
-            where = self._places[maker].get(width.id)
+            where = self._places(maker).get(width.id)
             if where is not None:
                 return self._unique(maker + where)
         hint = self._layouts.hint(width)
@@ -487,6 +483,22 @@ class _Names:
             return self._unique(self._first[width.id])
         readers = [*roles[Role.CONSUMES], *roles[Role.DATA]]
         return self._unique(f"{readers[0]}.in" if readers else f"width{width.id}")
+
+    @functools.cached_property
+    def _first(self) -> dict[int, str]:
+        """By width, the first layer or input that has it, whether or not it has parameters."""
+        found: dict[int, str] = {}
+        hidden = {node.name for node in self._graph.nodes if node.hidden}
+        for name in (*(given.name for given in self._graph.inputs), *(node.name for node in self._graph.nodes)):
+            if name not in hidden:
+                for identity, where in self._places(name).items():
+                    found.setdefault(identity, name + where)
+        return found
+
+    def _places(self, name: str) -> dict[int, str]:
+        if name not in self._known_places:
+            self._known_places[name] = self._in_outputs(self._values[name])
+        return self._known_places[name]
 
     def _in_outputs(self, outputs: Sequence[Value]) -> dict[int, str]:
         """By width, where in a layer's outputs it first stands, as a suffix to the layer's name."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -102,6 +101,8 @@ def parse_spec(text: str, file: str) -> Spec:
 
 
 def _close(name: str, known: Sequence[str]) -> str:
+    import difflib
+
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
 
@@ -115,6 +116,9 @@ class _Builder:
         self._nodes: dict[str, Node] = {}
         self._inputs: dict[str, Input] = {}
         self._layers: dict[str, Block] = {}
+        # What a body says whichever block it stands in, by its identity: blocks share their bodies.
+        self._ops: dict[int, Op | None] = {}
+        self._settings: dict[int, tuple[dict[str, Any], dict[str, Mark]]] = {}
 
     def graph(self) -> Graph:
         root = self._spec.root.value
@@ -152,19 +156,19 @@ class _Builder:
         body = layer.body.value
         if not isinstance(body, dict):
             raise SpecError(f"{layer.mark}: layer {layer.name!r} must be a mapping: {{op: ..., from: ...}}")
-        op, marks = self._op(layer)
+        op = self._op(layer)
         least, most = op.inputs
         if "from" not in body and least > 0:
             self._fail(layer, "it lacks `from:`, which says what it reads")
         inputs: tuple[Ref, ...] = ()
         if "from" in body:
-            marks["from"] = body["from"].mark
             inputs = self._operands(layer, op, body["from"])
         if len(inputs) < least or (most is not None and len(inputs) > most):
             wanted = f"{least}" if least == most else f"{least} or more"
             hint = "; for a concatenation give ranges: {'0:64': a, '64:96': b}" if op.consumes_axis else ""
-            self._fail(layer, f"it takes {wanted} operand, `from` gives {len(inputs)}{hint}", marks.get("from"))
-        attrs = self._attrs(layer, op, marks)
+            place = body["from"].mark if "from" in body else None
+            self._fail(layer, f"it takes {wanted} operand, `from` gives {len(inputs)}{hint}", place)
+        attrs, marks = self._attrs(layer, op)
         self._nodes[layer.name] = Node(
             name=layer.name,
             op=op.name,
@@ -195,20 +199,25 @@ class _Builder:
             self._fail(layer, f"`code:` maps settings to attributes of modules, found {plain!r}", stated.mark)
         return {str(key): str(item) for key, item in plain.items()}
 
-    def _op(self, layer: Block) -> tuple[Op, dict[str, Mark]]:
+    def _op(self, layer: Block) -> Op:
         stated = layer.body.value.get("op")
         if stated is None:
             self._fail(layer, "it lacks `op:`")
         if not isinstance(stated.value, str):
             self._fail(layer, f"`op:` must be the name of an operation, found {stated.plain()!r}", stated.mark)
-        name = canonical(str(stated.value))
-        if name not in OPS:
-            close = close_names(str(stated.value))
+        op = self._op_of(layer.name)
+        if op is None:
+            close = close_names(stated.value)
             hint = f" (did you mean {' or '.join(close)}?)" if close else ""
             self._fail(layer, f"unknown op {stated.value!r}{hint}", stated.mark)
-        return OPS[name], {"layer": layer.mark, "op": stated.mark}
+        return op
 
-    def _attrs(self, layer: Block, op: Op, marks: dict[str, Mark]) -> dict[str, Any]:
+    def _attrs(self, layer: Block, op: Op) -> tuple[dict[str, Any], dict[str, Mark]]:
+        """The settings that a layer states, and where all that it states stands."""
+        if id(layer.body) in self._settings:
+            return self._settings[id(layer.body)]
+        body = layer.body.value
+        marks = {"layer": layer.mark, "op": body["op"].mark, **({"from": body["from"].mark} if "from" in body else {})}
         attrs: dict[str, Any] = {}
         for key, item in layer.body.value.items():
             if key in _LAYER:
@@ -237,7 +246,8 @@ class _Builder:
         for name, attr in op.attrs.items():
             if attr.default is REQUIRED and attrs.get(name) is None:
                 self._fail(layer, f"{op.name} needs `{name}:`")
-        return attrs
+        self._settings[id(layer.body)] = attrs, marks
+        return attrs, marks
 
     @staticmethod
     def _mark_items(name: str, item: Located, marks: dict[str, Mark]) -> None:
@@ -254,7 +264,8 @@ class _Builder:
         if prefix is not None and not isinstance(prefix.value, str):
             self._fail(layer, f"`prefix:` must be text, found {prefix.plain()!r}", prefix.mark)
         base = f"{layer.name}." if prefix is None else str(prefix.value)
-        names = {name: base + name for param in op.params for name in self._called(param, base)}
+        params = {name: param for param in op.params for name in self._called(param, base)}
+        names = {name: base + name for name in params}
         given: set[str] = set()
         if stated is not None and stated.value is not None:
             if not isinstance(stated.value, dict):
@@ -272,10 +283,9 @@ class _Builder:
                 names[key] = item.value
         found = {}
         for name, tensor in names.items():
-            param = op.param(name)
             if tensor in self._tensors:
                 found[name] = tensor
-            elif name in given or (param is not None and not param.optional):
+            elif name in given or not params[name].optional:
                 close = _close(tensor, tuple(self._tensors))
                 self._fail(layer, f"there is no tensor {tensor!r} in the checkpoint{close}")
         return found
@@ -338,8 +348,7 @@ class _Builder:
     def _ref(self, item: Located, reader: str, scope: Sequence[str]) -> Ref:
         if not isinstance(item.value, (str, int)):  # (an int is a layer called 1; a bool one called on)
             raise SpecError(f"{item.mark}: {reader!r} should name a layer here, as in 'fc1' or 'fc1[0:32]'")
-        written = self._spec.text[item.mark.start : item.mark.end]
-        text = (item.value if isinstance(item.value, str) else written).strip()
+        text = (item.value if isinstance(item.value, str) else self._spec.text[item.mark.start : item.mark.end]).strip()
         name = self._resolve(text, scope)
         if name is not None:
             self._one_output(item, text, name)
@@ -369,9 +378,15 @@ class _Builder:
             raise SpecError(f"{item.mark}: {text!r}: {name!r} has several outputs; choose one: '{name}[0]'")
 
     def _op_of(self, name: str) -> Op | None:
-        body = self._layers[name].body.value if name in self._layers else None
-        stated = body.get("op") if isinstance(body, dict) else None
-        return OPS.get(canonical(str(stated.value))) if stated is not None else None
+        layer = self._layers.get(name)
+        if layer is None:
+            return None
+        key = id(layer.body)
+        if key not in self._ops:
+            stated = layer.body.value.get("op") if isinstance(layer.body.value, dict) else None
+            op = stated.value if stated is not None else None
+            self._ops[key] = OPS.get(canonical(op)) if isinstance(op, str) else None
+        return self._ops[key]
 
     def _slice(self, item: Located, base: str, match: re.Match[str]) -> Ref:
         start = int(match["start"] or 0)

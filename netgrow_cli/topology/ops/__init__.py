@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-
 from netgrow_cli.topology.ops import (
     attention,
     conv,
@@ -87,6 +85,8 @@ def canonical(name: str) -> str:
 
 def close_names(name: str) -> list[str]:
     """Operations with a name like this one."""
+    import difflib
+
     return difflib.get_close_matches(name.lower(), OPS, n=3, cutoff=0.5)
 
 

@@ -51,7 +51,7 @@ class Param:
 
     def is_called(self, name: str) -> bool:
         """Whether a parameter of that name is this one, or one of these."""
-        return re.fullmatch(self.pattern, name) is not None
+        return name == self.name or (self.numbered and re.fullmatch(self.pattern, name) is not None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from netgrow_cli.topology.layout import CannotAlign
 from netgrow_cli.topology.ops.base import INT, NUMBER, REQUIRED, Attr, Call, Op, Param, axis_in
-from netgrow_cli.topology.rule import Context, Value, notation
+from netgrow_cli.topology.rule import Context, RuleFunction, Value, notation
 
 _GAIN = (Param("weight", "one", optional=True), Param("bias", "zero", optional=True))
 _STATISTICS = (Param("running_mean", "zero"), Param("running_var", "one"))
@@ -30,19 +31,22 @@ def _over_last(kind: str, names: tuple[str, ...]) -> Any:
     """The rule of a norm over the last axis, or over the last `dims` where its gain has more than one."""
     letters = "cdefg"
 
-    def rule(context: Context) -> tuple[Value, ...]:
-        gain = context.params.get(names[0])
-        count = len(gain) if gain is not None else context.attr("dims")
-        if not 1 <= count <= min(len(letters), len(context.inputs[0].axes)):
-            context.fail(f"it cannot normalise {count} axes of its input {list(context.inputs[0].shape)}")
+    @functools.cache
+    def over(count: int) -> RuleFunction:
         axes = " ".join(letters[:count])
         given = ", ".join(f"{axes}?" for _ in names)
         # Over several axes a unit that carries the mean of the others still adds to the variance.
         seen = kind if count == 1 or kind == "rms_norm" else f"{kind} over {count} axes"
         effects = dict.fromkeys(letters[:count], seen)
-        text = f"... {axes}, {given} -> ... {axes}"
         sites = dict.fromkeys(letters[:count], "normalized_shape")
-        return notation(text, names, effects=effects, sites=sites)(context)
+        return notation(f"... {axes}, {given} -> ... {axes}", names, effects=effects, sites=sites)
+
+    def rule(context: Context) -> tuple[Value, ...]:
+        gain = context.params.get(names[0])
+        count = len(gain) if gain is not None else context.attr("dims")
+        if not 1 <= count <= min(len(letters), len(context.inputs[0].axes)):
+            context.fail(f"it cannot normalise {count} axes of its input {list(context.inputs[0].shape)}")
+        return over(count)(context)
 
     return rule
 

@@ -6,7 +6,7 @@ import functools
 import math
 import re
 from collections.abc import Mapping
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 _NAME = re.compile(r"\$\{(\w+)\}")
@@ -16,7 +16,7 @@ _WHEN = re.compile(r"\s+# (if|unless) (\w+)$")
 @functools.cache
 def template(name: str) -> str:
     """The text of a file of this package."""
-    return resources.files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    return Path(__file__).with_name(f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def fill(text: str, values: Mapping[str, object]) -> str:
