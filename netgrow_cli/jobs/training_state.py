@@ -141,7 +141,9 @@ def _siblings(job: Job, plan: Plan) -> list[Sibling]:
     checkpoint, aliases = job.checkpoint, job.topology.aliases
     edited = [name for name in checkpoint.tensors if aliases.get(name) in plan.edits]
     found = []
-    for sibling in find_siblings(checkpoint.tree(), job.checkpoint.state_path, checkpoint.prefix, checkpoint.tensors, edited):
+    for sibling in find_siblings(
+        checkpoint.tree(), job.checkpoint.state_path, checkpoint.prefix, checkpoint.tensors, edited
+    ):
         dtypes = {name: name_of(sibling.values[name].dtype) for name in edited if name in sibling.values}
         odd = next((f"{name} is {dtype} there" for name, dtype in dtypes.items() if dtype not in EDITABLE), None)
         if odd is not None and sibling.relation != "other":

@@ -238,7 +238,7 @@ def test_twins_go_along_when_asked(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--also wide: it is not the same network: b.weight is \[5, 6\] there"):
         netgrow_cli.expand(save(tmp_path / "other", MLP, other), layer="a", add=1, also="wide")
     plain = save(tmp_path / "plain", MLP, sd(0), "net.safetensors")
-    with pytest.raises(UsageError, match="--also ema: net.safetensors holds one"):
+    with pytest.raises(UsageError, match=r"--also ema: net\.safetensors holds one"):
         netgrow_cli.expand(plain, layer="a", add=1, also="ema")
 
 
