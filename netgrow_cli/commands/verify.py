@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from netgrow_cli.commands.common import Computing, given, only_one_standard, options_of, print_json, readable, takes
+from netgrow_cli.commands.common import Proving, given, only_one_standard, options_of, print_json, readable, takes
 
 
-@takes(Computing)
+@takes(Proving)
 def verify(
-    common: Computing,
+    common: Proving,
     a: Annotated[str, typer.Argument(metavar="A", help="The old checkpoint.")],
     b: Annotated[str, typer.Argument(metavar="B", help="The new checkpoint.")],
     model: Annotated[

@@ -20,8 +20,9 @@ from netgrow_cli.checkpoint.source import source_of
 from netgrow_cli.errors import NotEquivalent, Refused, UsageError, first_line
 from netgrow_cli.jobs.configuration import Configuration, follow, require_fit
 from netgrow_cli.jobs.execute import Execution
+from netgrow_cli.jobs.proving import WHOLE_PROBES, Question, check_mode, drops_units, edited_by, shown
 from netgrow_cli.proof.activity import Activity, observe
-from netgrow_cli.proof.equivalence import EXACT, ROUNDED, Equivalence, check_dtype, compare, require_finite
+from netgrow_cli.proof.equivalence import EXACT, ROUNDED, Equivalence, check_dtype, require_finite
 from netgrow_cli.proof.foldback import FoldBack, fold_back
 from netgrow_cli.proof.learnable import Learnability, learnability
 from netgrow_cli.proof.probes import Probes, data_probes, random_probes
@@ -35,7 +36,6 @@ from netgrow_cli.topology.network import Network
 from netgrow_cli.topology.solve import Topology, require_complete
 from netgrow_cli.topology.spec import parse_spec
 
-PROBES = 256
 DEAD_PROBES = 8192
 """Rows on which units are called dead; many, because a unit that wakes on one input in a thousand is alive."""
 
@@ -70,6 +70,7 @@ class Options:
     allow_drift: float | None = None
     drop_optimizer: bool = False
     check_learnable: bool = False
+    proof: str = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +176,7 @@ class Report:
 def opened(path: Path, options: Options) -> Iterator[Job]:
     """Open a checkpoint and solve its topology."""
     check_dtype(options.dtype)
+    check_mode(options.proof)
     check_device(options.device)
     key, prefix = place_of_tensors(path, options.spec, options.key, options.prefix)
     with open_checkpoint(path, key=key, prefix=prefix) as checkpoint:
@@ -406,13 +408,26 @@ def _prove(report: _Draft, written: Path, spec_text: str, output: Path) -> _Draf
         if folded.differing:
             require_finite(job.network, folded.differing[0])
             raise NotEquivalent(f"folding back does not give {folded.differing[0]} back; nothing was written")
-        probes = job.probes(options.probes or PROBES, options.seed)
         rounds = report.plan.rounds or bool(report.folds.patches)
         tolerance = options.tolerance if options.tolerance is not None else proof_tolerance(job, rounds)
-        equivalence = compare(job.network, new, probes, dtype=options.dtype, tolerance=tolerance)
+        equivalence = shown(
+            Question(
+                old=job.network,
+                new=new,
+                probes=lambda rows: job.probes(rows, options.seed),
+                edited=edited_by(job.topology, report.plan, report.folds.patches),
+                dropped=drops_units(report.plan),
+                drift=options.allow_drift,
+                mode=options.proof,
+                rows=options.probes,
+                dtype=options.dtype,
+                tolerance=tolerance,
+            )
+        )
         _accept(equivalence, options, report)
         learnable = None
         if options.check_learnable:
+            probes = job.probes(options.probes or WHOLE_PROBES, options.seed)
             learnable = learnability(job.topology, report.plan, new, probes, seed=options.seed)
     return dataclasses.replace(report, equivalence=equivalence, folded=folded, learnable=learnable)
 
@@ -452,6 +467,10 @@ def _accept(equivalence: Equivalence, options: Options, report: _Draft) -> None:
     else:
         hint = "run `netgrow check` on the input: the spec may not describe it"
     raise NotEquivalent(
-        f"not equivalent: outputs differ by {equivalence.max_rel:.3g} of their size (tolerance "
+        f"not equivalent: outputs{_of(equivalence)} differ by {equivalence.max_rel:.3g} of their size (tolerance "
         f"{equivalence.tolerance:g}, {equivalence.probes} {equivalence.origin} probes); {hint}; nothing was written"
     )
+
+
+def _of(equivalence: Equivalence) -> str:
+    return f" of {equivalence.where}" if equivalence.where else ""

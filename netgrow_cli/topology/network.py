@@ -4,39 +4,44 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from netgrow_cli.checkpoint.types import Checkpoint, TensorInfo
 from netgrow_cli.errors import Refused
-from netgrow_cli.topology.graph import Graph
-from netgrow_cli.topology.run import Observe, run
-from netgrow_cli.topology.solve import Topology, solve
+from netgrow_cli.topology.graph import Graph, Node
+from netgrow_cli.topology.rows import rows_of
+from netgrow_cli.topology.run import ByRows, Observe, operate, run
+from netgrow_cli.topology.solve import Topology, default_sizes, solve
 
 
 @dataclasses.dataclass
 class Network:
     """A graph with tensors.
 
-    infos: shapes of its tensors. read: a tensor by name.
+    infos: shapes of its tensors. read: a tensor by name; rows: those of a large one, a few at a time.
     """
 
     graph: Graph
     infos: Mapping[str, TensorInfo]
     read: Callable[[str], Any]
     device: str = "cpu"
+    rows: ByRows | None = None
     _solved: dict[tuple[tuple[str, int], ...], Topology] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, graph: Graph, checkpoint: Checkpoint, device: str = "cpu") -> Network:
         """The network in a checkpoint."""
-        return cls(graph, checkpoint.tensors, checkpoint.read, device)
+        rows = functools.partial(rows_of, checkpoint, device=device)
+        return cls(graph, checkpoint.tensors, checkpoint.read, device, rows)
 
     def solved(self, sizes: Mapping[str, int] | None = None) -> Topology:
         """Its topology, with the given sizes of named input axes."""
-        key = tuple(sorted((sizes or {}).items()))
+        usual = default_sizes(self.graph)
+        other = {name: size for name, size in (sizes or {}).items() if usual.get(name) != size}
+        key = tuple(sorted(other.items()))
         if key not in self._solved:
-            self._solved[key] = solve(self.graph, self.infos, sizes=sizes)
+            self._solved[key] = solve(self.graph, self.infos, sizes=other)
         return self._solved[key]
 
     def outputs(
@@ -50,7 +55,12 @@ class Network:
         import torch
 
         with torch.no_grad():
-            return run(self.solved(sizes), self._on_device, inputs, dtype=dtype, observe=observe)
+            topology = self.solved(sizes)
+            return run(topology, self._on_device, inputs, dtype=dtype, observe=observe, by_rows=self.rows)
+
+    def operate(self, topology: Topology, node: Node, operands: Sequence[Any], dtype: Any) -> tuple[Any, ...]:
+        """The results of one of its operations."""
+        return operate(topology, node, operands, self._on_device, dtype, self.rows)
 
     def read_real(self, name: str) -> Any:
         """A tensor to compute with. Raises Refused where it holds integers, quantised or not, or complex numbers."""

@@ -1,0 +1,182 @@
+"""Run the pieces of two networks on the same random values at their borders, and compare what leaves them."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from netgrow_cli.errors import CheckpointError
+from netgrow_cli.proof.equivalence import Difference, Equivalence, require_finite, torch_dtype
+from netgrow_cli.proof.pieces import CannotTell, Cut, Edited, Piece, cut
+from netgrow_cli.proof.probes import Probes, normal
+from netgrow_cli.topology.graph import Node, Ref
+from netgrow_cli.topology.network import Network
+from netgrow_cli.topology.solve import Topology
+
+Values = dict[Ref, Any]
+
+
+GROWTH = (1, 2, 4, 8)
+"""By how many steps a piece grows whose outputs differ, one time after the other, before it is judged."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pair:
+    """The two networks, and how they are cut."""
+
+    old: Network
+    new: Network
+    probes: Probes
+    cut: Cut
+    dtype: str
+
+    def difference(self, piece: Piece) -> Difference:
+        """What leaves a piece, in one and the other."""
+        real, found = torch_dtype(self.dtype), Difference()
+        for number, (sizes, inputs) in enumerate(self.probes.batches(real, self.old.device)):
+            seed = f"{self.probes.seed}:{number}:{piece.nodes[0].name}"
+            border = _border(self.old, self.old.solved(sizes), piece, inputs, seed, real)
+            try:
+                one, other = self._both(piece, border, sizes, real)
+            except (RuntimeError, TypeError, IndexError) as error:
+                raise CannotTell(f"{named(piece)} does not run on random values ({error})") from error
+            _require_finite(self.old, piece, one)
+            found.add(one, other)
+        return found
+
+    def _both(self, piece: Piece, border: Values, sizes: Mapping[str, int], real: Any) -> tuple[list[Any], list[Any]]:
+        names, graph = self.cut.names, self.new.graph
+        one = _evaluate(self.old, self.old.solved(sizes), piece.nodes, border, piece.outputs, real)
+        mine = {names[node.name] for node in piece.nodes}
+        nodes = [node for node in graph.nodes if node.name in mine]
+        renamed = {_renamed(ref, names): value for ref, value in border.items()}
+        wanted = [_renamed(ref, names) for ref in piece.outputs]
+        return one, _evaluate(self.new, self.new.solved(sizes), nodes, renamed, wanted, real)
+
+
+def compare_pieces(
+    old: Network,
+    new: Network,
+    probes: Probes,
+    edited: Edited,
+    *,
+    dtype: str,
+    tolerance: float,
+    accepted: float | None = None,
+) -> Equivalence:
+    """The largest difference over all pieces, each relative to the size of its own outputs.
+
+    accepted: a difference that need not be followed further, where that is more than the tolerance.
+    Raises CannotTell where pieces cannot be compared, CheckpointError where the old network's numbers are not finite.
+    """
+    import torch
+
+    sizes = next(iter(probes.batches(torch_dtype(dtype))))[0]
+    pair = _Pair(old, new, probes, cut(old.solved(sizes), new.solved(sizes), edited), dtype)
+    done: dict[frozenset[str], Equivalence] = {}
+    with torch.no_grad():
+        for part in pair.cut.parts:
+            if not any(part <= whole for whole in done):
+                whole, found = _judge(pair, part, tolerance, max(tolerance, accepted or 0.0))
+                if found is not None:
+                    done = {other: result for other, result in done.items() if not other <= whole}
+                    done[whole] = found
+    if not done:
+        raise CannotTell("nothing that is computed with differs")
+    worst = max(done.values(), key=lambda result: result.max_rel)
+    return dataclasses.replace(
+        worst,
+        max_abs=max(result.max_abs for result in done.values()),
+        constant=all(result.constant for result in done.values()),
+        pieces=len(done),
+        where="" if worst.equal else worst.where,
+    )
+
+
+def _judge(
+    pair: _Pair, part: frozenset[str], tolerance: float, enough: float
+) -> tuple[frozenset[str], Equivalence | None]:
+    """Compare one part, grown where need be; None where nothing reads what it makes."""
+    piece = pair.cut.piece(part)
+    first = named(piece)
+    if not piece.outputs:
+        return part, None
+    for steps in (*GROWTH, 0):
+        difference = pair.difference(piece)
+        found = difference.result(tolerance, pair.dtype, pair.probes.origin)
+        ratios = zip(piece.outputs, difference.ratios(), strict=True)
+        differing = [ref for ref, ratio in ratios if not ratio <= enough]
+        if not differing or not steps:
+            break
+        more = pair.cut.grown(part, differing, steps)
+        if more == part or any(ref in pair.old.graph.outputs for ref in differing):
+            break
+        part, piece = more, pair.cut.piece(more)
+    return part, dataclasses.replace(found, mode="pieces", where=first)
+
+
+def _renamed(ref: Ref, names: Mapping[str, str]) -> Ref:
+    return Ref(names[ref.node], ref.output)
+
+
+def _border(
+    network: Network, topology: Topology, piece: Piece, inputs: Mapping[str, Any], seed: str, real: Any
+) -> Values:
+    """The values that enter a piece: the network's inputs, random ones, and what is computed of both."""
+    values = {Ref(name): inputs[name] for name in piece.inputs}
+    for ref in piece.drawn:
+        shape = topology.value(ref).shape
+        values[ref] = normal(shape, f"{seed}:{ref}", real).to(network.device)
+    inside = {node.name for node in piece.nodes}
+    wanted = list(dict.fromkeys(ref for node in piece.nodes for ref in node.inputs if ref.node not in inside))
+    try:
+        made = _evaluate(network, topology, piece.context, values, wanted, real)
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise CannotTell(f"what {named(piece)} reads cannot be made of random values ({error})") from error
+    return dict(zip(wanted, made, strict=True))
+
+
+def _evaluate(
+    network: Network, topology: Topology, nodes: Sequence[Node], given: Values, wanted: Sequence[Ref], real: Any
+) -> list[Any]:
+    """Run some nodes in order; values are dropped after their last reader, one layer's tensors are there at a time."""
+    left = collections.Counter(ref for node in nodes for ref in node.inputs)
+    left.update(wanted)
+    inside = {node.name for node in nodes}
+    values = {ref: value for ref, value in given.items() if ref.node not in inside}
+    for node in nodes:
+        results = network.operate(topology, node, [values[ref] for ref in node.inputs], real)
+        values.update({ref: value for ref, value in _named_results(node, results).items() if left[ref]})
+        _drop(values, left, node.inputs)
+    return [values[ref] for ref in wanted]
+
+
+def _named_results(node: Node, results: Sequence[Any]) -> Values:
+    return {Ref(node.name, place): value for place, value in enumerate(results)}
+
+
+def _drop(values: Values, left: collections.Counter[Ref], read: Collection[Ref]) -> None:
+    for ref in read:
+        left[ref] -= 1
+        if left[ref] == 0:
+            values.pop(ref, None)
+
+
+def _require_finite(old: Network, piece: Piece, outputs: Sequence[Any]) -> None:
+    """Raises CheckpointError where a tensor of the old network is at fault, CannotTell where the random values are."""
+    if all(bool(tensor.isfinite().all()) for tensor in outputs):
+        return
+    for node in piece.nodes:
+        for name in node.params.values():
+            require_finite(old, name)
+    if not piece.drawn:
+        raise CheckpointError("the network's outputs on the probes are not finite; equivalence cannot be shown")
+    raise CannotTell(f"{named(piece)} gives no finite numbers on random values")
+
+
+def named(piece: Piece) -> str:
+    """A piece by its layers."""
+    names = piece.layers
+    return f"the piece around {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
