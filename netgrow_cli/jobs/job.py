@@ -415,7 +415,7 @@ def _prove(report: _Draft, written: Path, spec_text: str, output: Path) -> _Draf
                 old=job.network,
                 new=new,
                 probes=lambda rows: job.probes(rows, options.seed),
-                edited=edited_by(job.topology, report.plan, report.folds.patches),
+                edited=edited_by(job.topology, report.plan, report.folds.patches, folded),
                 dropped=drops_units(report.plan),
                 drift=options.allow_drift,
                 mode=options.proof,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
 from netgrow_cli.checkpoint.dtypes import is_float
@@ -13,10 +13,12 @@ from netgrow_cli.errors import Refused, UsageError
 from netgrow_cli.proof.equivalence import Equivalence, compare
 from netgrow_cli.proof.pieces import CannotTell, Edited
 from netgrow_cli.proof.probes import Probes
+from netgrow_cli.proof.units import changed_units
 from netgrow_cli.topology.network import Network
 from netgrow_cli.topology.solve import PROBE_BATCH
 
 if TYPE_CHECKING:
+    from netgrow_cli.proof.foldback import FoldBack
     from netgrow_cli.surgery.plan import Plan
     from netgrow_cli.topology.solve import Topology
 
@@ -57,10 +59,16 @@ def check_mode(mode: str) -> None:
         raise UsageError(f"--proof {mode}: there are {', '.join(MODES)}")
 
 
-def edited_by(topology: Topology, plan: Plan, patched: Mapping[str, object]) -> Edited:
-    """What a plan changes."""
-    widths = frozenset(topology.widths[change.width].name for change in plan.changes)
-    return Edited(frozenset(plan.edits) | frozenset(patched), widths)
+def edited_by(topology: Topology, plan: Plan, patched: Collection[str], folded: FoldBack) -> Edited:
+    """What a plan changes, and what folding back says of it."""
+    widths = {topology.widths[change.width].name: changed_units(change) for change in plan.changes}
+    edits = frozenset(plan.edits)
+    return Edited(
+        tensors=edits.union(patched),
+        widths=frozenset(widths),
+        units={name: units for name, units in widths.items() if units is not None},
+        confirmed=edits.difference(folded.differing, folded.left, patched),
+    )
 
 
 def drops_units(plan: Plan) -> bool:

@@ -44,16 +44,16 @@ def compare_checkpoints(
 
 def _question(first: Job, second: Job, recorded: Recorded | None, tolerance: float) -> Question:
     """What is to be shown. Where folding back found a difference, only the whole network can tell what it means."""
-    options = first.options
-    known = recorded is not None and not recorded.folded.differing
-    plan = recorded.plan if recorded is not None and known else None
-    patched = dict.fromkeys(recorded.patched) if recorded is not None else {}
+    options, edited, dropped = first.options, None, False
+    if recorded is not None and not recorded.folded.differing:
+        edited = edited_by(first.topology, recorded.plan, recorded.patched, recorded.folded)
+        dropped = drops_units(recorded.plan)
     return Question(
         old=first.network,
         new=second.network,
         probes=lambda rows: first.probes(rows, options.seed),
-        edited=edited_by(first.topology, plan, patched) if plan is not None else None,
-        dropped=plan is not None and drops_units(plan),
+        edited=edited,
+        dropped=dropped,
         drift=options.allow_drift,
         mode=options.proof,
         rows=options.probes,

@@ -26,8 +26,8 @@ class Equivalence:
     probes: number of rows; origin: "random" or the data's file name; constant: the outputs did not depend on
     the probes at all, so that they show little.
     mode: "whole", or "pieces" where the networks were compared in `pieces` parts, with random values at the border of
-    each (then the figures are those of the worst part, and probes are rows of each); why: what the mode was chosen
-    for; where: the part that differs.
+    each (then the figures are those of the worst part, and probes are rows of each), `by_units` of these by the units
+    alone that changed; why: what the mode was chosen for; where: the part that differs.
     """
 
     max_abs: float
@@ -39,6 +39,7 @@ class Equivalence:
     constant: bool = False
     mode: str = "whole"
     pieces: int | None = None
+    by_units: int | None = None
     why: str = ""
     where: str = ""
 
@@ -59,6 +60,7 @@ class Equivalence:
             "data": self.origin,
             "mode": self.mode,
             "pieces": self.pieces,
+            "by_units": self.by_units,
             "why": self.why,
             "where": self.where or None,
         }

@@ -23,7 +23,7 @@ from typing import Any
 
 from netgrow_cli.proof.drawable import Drawable
 from netgrow_cli.topology.graph import Graph, Node, Ref
-from netgrow_cli.topology.layout import leaves
+from netgrow_cli.topology.layout import IndexMap, leaves
 from netgrow_cli.topology.ops import OPS
 from netgrow_cli.topology.solve import Topology
 
@@ -33,15 +33,26 @@ class CannotTell(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
+class Units:
+    """Those units of a width in which two networks may differ, by their indices in the one and in the other."""
+
+    old: IndexMap
+    new: IndexMap
+
+
+@dataclasses.dataclass(frozen=True)
 class Edited:
     """What is known to have changed, all of it by name.
 
     tensors: those with other numbers or another shape. widths: by the names in the old topology; values that hold one
-    of these may have the same shape.
+    of these may have the same shape. units: by such a width, which of its units changed, where that is known.
+    confirmed: those of the tensors that folding back gave back, so that all other units' numbers are what they were.
     """
 
     tensors: frozenset[str]
     widths: frozenset[str] = frozenset()
+    units: Mapping[str, Units] = dataclasses.field(default_factory=dict)
+    confirmed: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,10 +204,10 @@ def _touched(node: Node, old: Topology, new: Topology, names: Mapping[str, str],
     if any(old.aliases[name] in tensors for name in node.params.values()):
         return True
     other = new.graph.node(names[node.name])
-    return _settings(node, old.graph) != _settings(other, new.graph)
+    return settings(node, old.graph) != settings(other, new.graph)
 
 
-def _settings(node: Node, graph: Graph) -> dict[str, Any]:
+def settings(node: Node, graph: Graph) -> dict[str, Any]:
     """All settings, with named sizes as the numbers they stand for."""
 
     def stated(value: Any) -> Any:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any
 
+from netgrow_cli.checkpoint.transfer import in_parallel
 from netgrow_cli.errors import CheckpointError
 from netgrow_cli.proof.equivalence import Difference, Equivalence, require_finite, torch_dtype
 from netgrow_cli.proof.pieces import CannotTell, Cut, Edited, Piece, cut
 from netgrow_cli.proof.probes import Probes, normal
+from netgrow_cli.proof.units import Narrowed, narrowed
 from netgrow_cli.topology.graph import Node, Ref
 from netgrow_cli.topology.network import Network
 from netgrow_cli.topology.solve import Topology
@@ -77,22 +79,50 @@ def compare_pieces(
     pair = _Pair(old, new, probes, cut(old.solved(sizes), new.solved(sizes), edited), dtype)
     done: dict[frozenset[str], Equivalence] = {}
     with torch.no_grad():
+        alone = _by_units(pair, new.solved(sizes), edited, tolerance)
         for part in pair.cut.parts:
-            if not any(part <= whole for whole in done):
-                whole, found = _judge(pair, part, tolerance, max(tolerance, accepted or 0.0))
-                if found is not None:
-                    done = {other: result for other, result in done.items() if not other <= whole}
-                    done[whole] = found
-    if not done:
+            if part in alone or any(part <= whole for whole in done):
+                continue
+            whole, found = _judge(pair, part, tolerance, max(tolerance, accepted or 0.0))
+            if found is not None:
+                done = {other: result for other, result in done.items() if not other <= whole}
+                done[whole] = found
+    alone = {part: result for part, result in alone.items() if not any(part <= whole for whole in done)}
+    results = [*done.values(), *alone.values()]
+    if not results:
         raise CannotTell("nothing that is computed with differs")
-    worst = max(done.values(), key=lambda result: result.max_rel)
+    worst = max(results, key=lambda result: result.max_rel)
     return dataclasses.replace(
         worst,
-        max_abs=max(result.max_abs for result in done.values()),
-        constant=all(result.constant for result in done.values()),
-        pieces=len(done),
+        max_abs=max(result.max_abs for result in results),
+        constant=all(result.constant for result in results),
+        pieces=len(results),
+        by_units=len(alone),
         where="" if worst.equal else worst.where,
     )
+
+
+def _by_units(pair: _Pair, new: Topology, edited: Edited, tolerance: float) -> dict[frozenset[str], Equivalence]:
+    """The parts that are equal by their changed units alone; the first of each form is left to be run as a whole."""
+    forms: set[Hashable] = set()
+    chosen: list[tuple[frozenset[str], Narrowed]] = []
+    for part in pair.cut.parts:
+        found = narrowed(pair.cut, new, pair.cut.piece(part), edited)
+        if found is not None and found.piece.outputs and found.form in forms:
+            chosen.append((part, found))
+        elif found is not None:
+            forms.add(found.form)
+
+    def judged(item: tuple[frozenset[str], Narrowed]) -> Equivalence | None:
+        networks = item[1].networks(pair.old, pair.new)
+        if networks is None:
+            return None
+        alone = dataclasses.replace(pair, old=networks[0], new=networks[1])
+        found = alone.difference(item[1].piece).result(tolerance, pair.dtype, pair.probes.origin)
+        return dataclasses.replace(found, mode="pieces") if found.equal else None
+
+    results = zip(chosen, in_parallel(judged, chosen), strict=True)
+    return {part: found for (part, _), found in results if found is not None}
 
 
 def _judge(

@@ -16,9 +16,11 @@ def _linear(call: Call) -> Any:
 def _linear_by_rows(call: Call, weight: Rows) -> Any:
     """Each row of the weight makes one unit."""
     x = call.inputs[0]
-    out = x.new_empty(*x.shape[:-1], weight.info.shape[0])
+    read = x.reshape(-1, x.shape[-1]).t().contiguous()
+    made = x.new_empty(weight.shape[0], read.shape[1])
     for start, block in weight.blocks(call.dtype):
-        out[..., start : start + len(block)] = call.functional.linear(x, block)
+        call.torch.mm(block, read, out=made[start : start + len(block)])
+    out = made.t().reshape(*x.shape[:-1], -1)
     return out + call.params["bias"] if "bias" in call.params else out
 
 
@@ -30,7 +32,7 @@ def _linear_io(call: Call) -> Any:
 def _linear_io_by_rows(call: Call, weight: Rows) -> Any:
     """Each row of the weight is what one unit adds."""
     x = call.inputs[0]
-    out = x.new_zeros(*x.shape[:-1], weight.info.shape[1])
+    out = x.new_zeros(*x.shape[:-1], weight.shape[1])
     for start, block in weight.blocks(call.dtype):
         out += call.torch.matmul(x[..., start : start + len(block)], block)
     return out + call.params["bias"] if "bias" in call.params else out
