@@ -20,7 +20,15 @@ from netgrow_cli.checkpoint.source import source_of
 from netgrow_cli.errors import NotEquivalent, Refused, UsageError, first_line
 from netgrow_cli.jobs.configuration import Configuration, follow, require_fit
 from netgrow_cli.jobs.execute import Execution
-from netgrow_cli.jobs.proving import WHOLE_PROBES, Question, check_mode, drops_units, edited_by, shown
+from netgrow_cli.jobs.proving import (
+    WHOLE_PROBES,
+    Question,
+    check_mode,
+    drops_units,
+    edited_by,
+    import_torch_meanwhile,
+    shown,
+)
 from netgrow_cli.proof.activity import Activity, observe
 from netgrow_cli.proof.equivalence import EXACT, ROUNDED, Equivalence, check_dtype, require_finite
 from netgrow_cli.proof.foldback import FoldBack, fold_back
@@ -218,6 +226,8 @@ def change(path: Path, command: str, select: Selector, options: Options) -> Repo
         report = _Draft(command, path, output, job, selection, plan, folds, config)
         if options.dry_run:
             return report.finish(began)
+        if options.verify:
+            import_torch_meanwhile()
         more = [config.output] if config is not None and config.changes else []
         stale = config.stale if config is not None else None
         if stale is not None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
-from collections.abc import Collection, Hashable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 from netgrow_cli.checkpoint.transfer import in_parallel
@@ -50,12 +52,17 @@ class _Pair:
 
     def _both(self, piece: Piece, border: Values, sizes: Mapping[str, int], real: Any) -> tuple[list[Any], list[Any]]:
         names, graph = self.cut.names, self.new.graph
-        one = _evaluate(self.old, self.old.solved(sizes), piece.nodes, border, piece.outputs, real)
+        before, after = self.old.solved(sizes), self.new.solved(sizes)
         mine = {names[node.name] for node in piece.nodes}
         nodes = [node for node in graph.nodes if node.name in mine]
         renamed = {_renamed(ref, names): value for ref, value in border.items()}
         wanted = [_renamed(ref, names) for ref in piece.outputs]
-        return one, _evaluate(self.new, self.new.solved(sizes), nodes, renamed, wanted, real)
+        sides = [
+            functools.partial(_evaluate, self.old, before, piece.nodes, border, piece.outputs, real),
+            functools.partial(_evaluate, self.new, after, nodes, renamed, wanted, real),
+        ]
+        one, other = in_parallel(_called, sides)
+        return one, other
 
 
 def compare_pieces(
@@ -73,12 +80,10 @@ def compare_pieces(
     accepted: a difference that need not be followed further, where that is more than the tolerance.
     Raises CannotTell where pieces cannot be compared, CheckpointError where the old network's numbers are not finite.
     """
-    import torch
-
     sizes = next(iter(probes.batches(torch_dtype(dtype))))[0]
     pair = _Pair(old, new, probes, cut(old.solved(sizes), new.solved(sizes), edited), dtype)
     done: dict[frozenset[str], Equivalence] = {}
-    with torch.no_grad():
+    with _one_thread():  # (the two sides and the pieces are what runs in parallel)
         alone = _by_units(pair, new.solved(sizes), edited, tolerance)
         for part in pair.cut.parts:
             if part in alone or any(part <= whole for whole in done):
@@ -147,6 +152,10 @@ def _judge(
     return part, dataclasses.replace(found, mode="pieces", where=first)
 
 
+def _called(side: Callable[[], list[Any]]) -> list[Any]:
+    return side()
+
+
 def _renamed(ref: Ref, names: Mapping[str, str]) -> Ref:
     return Ref(names[ref.node], ref.output)
 
@@ -176,11 +185,31 @@ def _evaluate(
     left.update(wanted)
     inside = {node.name for node in nodes}
     values = {ref: value for ref, value in given.items() if ref.node not in inside}
-    for node in nodes:
-        results = network.operate(topology, node, [values[ref] for ref in node.inputs], real)
-        values.update({ref: value for ref, value in _named_results(node, results).items() if left[ref]})
-        _drop(values, left, node.inputs)
+    with _no_gradients():  # (which each thread has to say for itself)
+        for node in nodes:
+            results = network.operate(topology, node, [values[ref] for ref in node.inputs], real)
+            values.update({ref: value for ref, value in _named_results(node, results).items() if left[ref]})
+            _drop(values, left, node.inputs)
     return [values[ref] for ref in wanted]
+
+
+def _no_gradients() -> contextlib.AbstractContextManager[Any]:
+    import torch
+
+    return torch.no_grad()
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Operations of torch take one thread each: blocks are small, and waiting for each other costs more."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _named_results(node: Node, results: Sequence[Any]) -> Values:
