@@ -21,6 +21,8 @@ from netgrow_cli.topology.solve import Topology
 
 Values = dict[Ref, Any]
 
+_FAILURES = (RuntimeError, TypeError, IndexError, ValueError)
+"""What torch raises for values that an operation cannot take."""
 
 GROWTH = (1, 2, 4, 8)
 """By how many steps a piece grows whose outputs differ, one time after the other, before it is judged."""
@@ -44,7 +46,7 @@ class _Pair:
             border = _border(self.old, self.old.solved(sizes), piece, inputs, seed, real)
             try:
                 one, other = self._both(piece, border, sizes, real)
-            except (RuntimeError, TypeError, IndexError) as error:
+            except _FAILURES as error:
                 raise CannotTell(f"{named(piece)} does not run on random values ({error})") from error
             _require_finite(self.old, piece, one)
             found.add(one, other)
@@ -94,8 +96,8 @@ def compare_pieces(
                 done[whole] = found
     alone = {part: result for part, result in alone.items() if not any(part <= whole for whole in done)}
     results = [*done.values(), *alone.values()]
-    if not results:
-        raise CannotTell("nothing that is computed with differs")
+    if not results:  # (nothing that the outputs are made of is computed otherwise)
+        return Equivalence(0.0, 0.0, tolerance, 0, dtype, probes.origin, mode="pieces", pieces=0, by_units=0)
     worst = max(results, key=lambda result: result.max_rel)
     return dataclasses.replace(
         worst,
@@ -172,7 +174,7 @@ def _border(
     wanted = list(dict.fromkeys(ref for node in piece.nodes for ref in node.inputs if ref.node not in inside))
     try:
         made = _evaluate(network, topology, piece.context, values, wanted, real)
-    except (RuntimeError, TypeError, IndexError) as error:
+    except _FAILURES as error:
         raise CannotTell(f"what {named(piece)} reads cannot be made of random values ({error})") from error
     return dict(zip(wanted, made, strict=True))
 

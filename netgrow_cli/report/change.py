@@ -118,9 +118,11 @@ def _proof(report: Report, console: Console) -> None:
     if found is None:
         return
     data = "random" if found.origin == "random" else f"({found.origin})"
-    each = "" if found.pieces is None else f" for each of {found.pieces} pieces"
+    each = "" if found.pieces is None else f" for each of {found.pieces} {'piece' if found.pieces == 1 else 'pieces'}"
     seen = f"{found.probes} {data} probes{each} in {found.dtype}"
-    if found.max_rel == 0.0:
+    if found.pieces == 0:
+        console.print("[green]equal[/]: nothing that the outputs are computed from changed")
+    elif found.max_rel == 0.0:
         console.print(f"[green]equal[/]: outputs are identical on {seen}")
     elif found.equal:
         console.print(f"[green]equal[/]: outputs differ by {found.max_rel:.1e} of their size on {seen}")

@@ -66,14 +66,10 @@ def changes_of(name: str) -> list[Changed]:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_exact_changes_are_accepted(name: str) -> None:
     for changed in changes_of(name):
-        if not changed.whole(3).equal:
-            continue
-        try:
+        if changed.whole(3).equal:
             found = changed.pieces(3)
-        except CannotTell as reason:
-            assert str(reason) == "nothing that is computed with differs" and name.endswith("but the batch")
-            continue
-        assert found.equal and found.pieces, found
+            # (In some of these networks what may change is read by no output.)
+            assert found.equal and (found.pieces or name.endswith("but the batch")), found
 
 
 def test_what_differs_between_layers_belongs_to_a_piece_that_grew(tmp_path: Path) -> None:
