@@ -67,7 +67,16 @@ class Computing(Common):
 
 
 @dataclasses.dataclass(frozen=True)
-class Writing(Computing):
+class Proving(Computing):
+    """The options of commands that compare two networks."""
+
+    proof: Annotated[
+        str, given("--proof", "Run the whole network, or the pieces that changed: auto, pieces, whole.", metavar="HOW")
+    ] = "auto"
+
+
+@dataclasses.dataclass(frozen=True)
+class Writing(Proving):
     """The options of commands that write a checkpoint."""
 
     output: Annotated[str | None, given(("-o", "--output"), "The new checkpoint; - for standard output.")] = None
@@ -136,6 +145,7 @@ def options_of(common: Common) -> Options:
         prefix=common.prefix,
         activation=common.activation,
         **_computing(common),
+        proof=common.proof if isinstance(common, Proving) else "auto",
         **_writing(common),
     )
 

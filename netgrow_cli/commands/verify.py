@@ -7,7 +7,7 @@ import sys
 from typing import Annotated, Any
 
 from netgrow_cli.commands.common import (
-    Computing,
+    Proving,
     argument,
     given,
     only_one_standard,
@@ -18,9 +18,9 @@ from netgrow_cli.commands.common import (
 )
 
 
-@takes(Computing)
+@takes(Proving)
 def verify(
-    common: Computing,
+    common: Proving,
     a: Annotated[str, argument("A", "The old checkpoint.")],
     b: Annotated[str, argument("B", "The new checkpoint.")],
     model: Annotated[

@@ -22,10 +22,19 @@ from netgrow_cli.errors import NotEquivalent, Refused, UsageError, first_line
 from netgrow_cli.jobs.configuration import Configuration, follow, require_fit
 from netgrow_cli.jobs.execute import Execution
 from netgrow_cli.jobs.outputs import default_output, outputs_of
+from netgrow_cli.jobs.proving import (
+    WHOLE_PROBES,
+    Question,
+    check_mode,
+    drops_units,
+    edited_by,
+    import_torch_meanwhile,
+    shown,
+)
 from netgrow_cli.jobs.training_state import TrainingState, follow_state, prove_along
 from netgrow_cli.progress import SILENT, Progress
 from netgrow_cli.proof.activity import Activity, observe
-from netgrow_cli.proof.equivalence import EXACT, ROUNDED, Equivalence, check_dtype, compare, require_finite
+from netgrow_cli.proof.equivalence import EXACT, ROUNDED, Equivalence, check_dtype, require_finite
 from netgrow_cli.proof.foldback import FoldBack, fold_back
 from netgrow_cli.proof.learnable import Learnability, learnability
 from netgrow_cli.proof.probes import Probes, data_probes, random_probes
@@ -39,7 +48,6 @@ from netgrow_cli.topology.network import Network
 from netgrow_cli.topology.solve import Topology, require_complete
 from netgrow_cli.topology.spec import parse_spec
 
-PROBES = 256
 DEAD_PROBES = 8192
 """Rows on which units are called dead; many, because a unit that wakes on one input in a thousand is alive."""
 
@@ -69,6 +77,7 @@ class Options:
     check_learnable: bool = False
     progress: Progress = SILENT
     shard_size: int | None = None
+    proof: str = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +186,7 @@ class Report:
 def opened(path: Path, options: Options) -> Iterator[Job]:
     """Open a checkpoint and solve its topology."""
     check_dtype(options.dtype)
+    check_mode(options.proof)
     check_device(options.device)
     path = checkpoint_path(path)
     key, prefix = place_of_tensors(path, options.spec, options.key, options.prefix)
@@ -208,6 +218,8 @@ def change(path: Path, command: str, select: Selector, options: Options) -> Repo
         report = _Draft(command, path, output, job, selection, plan, folds, state, config, beside=outputs.warnings)
         if options.dry_run:
             return report.finish(began)
+        if options.verify:
+            import_torch_meanwhile()
         with outputs.staged(config, _size(job, plan)) as staged:
             text = rewrite_spec(job.found.spec, job.network.graph, plan)
             record = make_record(job.topology, plan, command, path.name, options.seed, folds.patches)
@@ -372,14 +384,27 @@ def _prove(report: _Draft, written: Path, spec_text: str, output: Path) -> _Draf
         if folded.differing:
             require_finite(job.network, folded.differing[0])
             raise NotEquivalent(f"folding back does not give {folded.differing[0]} back; nothing was written")
-        probes = job.probes(options.probes or PROBES, options.seed)
         rounds = report.plan.rounds or bool(report.folds.patches)
         tolerance = options.tolerance if options.tolerance is not None else proof_tolerance(job, rounds)
         options.progress.stage("proving", None)
-        equivalence = compare(job.network, new, probes, dtype=options.dtype, tolerance=tolerance)
+        equivalence = shown(
+            Question(
+                old=job.network,
+                new=new,
+                probes=lambda rows: job.probes(rows, options.seed),
+                edited=edited_by(job.topology, report.plan, report.folds.patches, folded),
+                dropped=drops_units(report.plan),
+                drift=options.allow_drift,
+                mode=options.proof,
+                rows=options.probes,
+                dtype=options.dtype,
+                tolerance=tolerance,
+            )
+        )
         _accept(equivalence, options, report)
         learnable = None
         if options.check_learnable:
+            probes = job.probes(options.probes or WHOLE_PROBES, options.seed)
             learnable = learnability(job.topology, report.plan, new, probes, seed=options.seed)
         state = dataclasses.replace(report.state, along=prove_along(job, report.plan, report.state, changed, new))
     return dataclasses.replace(report, equivalence=equivalence, folded=folded, learnable=learnable, state=state)
@@ -424,6 +449,10 @@ def _accept(equivalence: Equivalence, options: Options, report: _Draft) -> None:
     else:
         hint = "run `netgrow check` on the input: the spec may not describe it"
     raise NotEquivalent(
-        f"not equivalent: outputs differ by {equivalence.max_rel:.3g} of their size (tolerance "
+        f"not equivalent: outputs{_of(equivalence)} differ by {equivalence.max_rel:.3g} of their size (tolerance "
         f"{equivalence.tolerance:g}, {equivalence.probes} {equivalence.origin} probes); {hint}; nothing was written"
     )
+
+
+def _of(equivalence: Equivalence) -> str:
+    return f" of {equivalence.where}" if equivalence.where else ""

@@ -99,7 +99,8 @@ def follow_state(job: Job, plan: Plan, folds: Folds, fold: Callable[[Network], F
 
 def prove_along(job: Job, plan: Plan, state: TrainingState, changed: Checkpoint, new: Network) -> tuple[Along, ...]:
     """Fold each back and run it, as it was and as it was written. new: the model's. Raises NotEquivalent."""
-    from netgrow_cli.jobs.job import PROBES, accepts, proof_tolerance
+    from netgrow_cli.jobs.job import accepts, proof_tolerance
+    from netgrow_cli.jobs.proving import WHOLE_PROBES
 
     proven = []
     for one in state.along:
@@ -112,7 +113,7 @@ def prove_along(job: Job, plan: Plan, state: TrainingState, changed: Checkpoint,
             raise NotEquivalent(
                 f"folding back does not give {folded.differing[0]} of {where}, back; nothing was written"
             )
-        probes = job.probes(job.options.probes or PROBES, job.options.seed)
+        probes = job.probes(job.options.probes or WHOLE_PROBES, job.options.seed)
         rounds = plan.rounds or bool(one.folds.patches)
         asked = job.options.tolerance
         tolerance = asked if asked is not None else proof_tolerance(job, rounds, before.infos)

@@ -6,10 +6,11 @@ import dataclasses
 from pathlib import Path
 
 from netgrow_cli.checkpoint import checkpoint_path
-from netgrow_cli.errors import SpecError
-from netgrow_cli.jobs.job import PROBES, Job, Options, opened, proof_tolerance
-from netgrow_cli.jobs.record import fold_back_record
-from netgrow_cli.proof.equivalence import Equivalence, compare
+from netgrow_cli.errors import SpecError, UsageError
+from netgrow_cli.jobs.job import Job, Options, opened, proof_tolerance
+from netgrow_cli.jobs.proving import WHOLE_PROBES, Question, drops_units, edited_by, shown
+from netgrow_cli.jobs.record import Recorded, fold_back_record
+from netgrow_cli.proof.equivalence import Equivalence
 from netgrow_cli.proof.foldback import FoldBack
 from netgrow_cli.proof.real_model import compare_models
 from netgrow_cli.topology.discover import spec_paths
@@ -21,6 +22,8 @@ def compare_checkpoints(
 ) -> tuple[Equivalence, FoldBack | None]:
     """Compare by the specs, or with `model` (package.module:factory) in the real model code."""
     old, new = checkpoint_path(old), checkpoint_path(new)
+    if model is not None and options.proof == "pieces":
+        raise UsageError("--proof pieces: real model code is run as a whole; leave --model out, or --proof pieces")
     with (
         opened(old, dataclasses.replace(options, spec=_spec_for(old, new, options))) as first,
         opened(new, dataclasses.replace(options, spec=_spec_for(new, old, options))) as second,
@@ -29,15 +32,36 @@ def compare_checkpoints(
         if model is None:
             require_complete(first.topology)
             require_complete(second.topology)
-        folded, rounds = fold_back_record(first, second.checkpoint, new)
+        recorded = fold_back_record(first, second.checkpoint, new)
+        rounds = recorded is not None and recorded.rounds
         tolerance = options.tolerance if options.tolerance is not None else proof_tolerance(first, rounds)
-        probes = first.probes(options.probes or PROBES, options.seed)
         if model is not None:
             specs = first.options.spec, second.options.spec
+            probes = first.probes(options.probes or WHOLE_PROBES, options.seed)
             found = compare_models(model, (old, new), specs, probes, dtype=options.dtype, tolerance=tolerance)
         else:
-            found = compare(first.network, second.network, probes, dtype=options.dtype, tolerance=tolerance)
-        return found, folded
+            found = shown(_question(first, second, recorded, tolerance))
+        return found, recorded.folded if recorded is not None else None
+
+
+def _question(first: Job, second: Job, recorded: Recorded | None, tolerance: float) -> Question:
+    """What is to be shown. Where folding back found a difference, only the whole network can tell what it means."""
+    options, edited, dropped = first.options, None, False
+    if recorded is not None and not recorded.folded.differing:
+        edited = edited_by(first.topology, recorded.plan, recorded.patched, recorded.folded)
+        dropped = drops_units(recorded.plan)
+    return Question(
+        old=first.network,
+        new=second.network,
+        probes=lambda rows: first.probes(rows, options.seed),
+        edited=edited,
+        dropped=dropped,
+        drift=options.allow_drift,
+        mode=options.proof,
+        rows=options.probes,
+        dtype=options.dtype,
+        tolerance=tolerance,
+    )
 
 
 def _same_inputs(first: Job, second: Job) -> None:

@@ -25,6 +25,9 @@ class Equivalence:
     max_abs: largest difference; max_rel: the same relative to the largest value of that output.
     probes: number of rows; origin: "random" or the data's file name; constant: the outputs did not depend on
     the probes at all, so that they show little.
+    mode: "whole", or "pieces" where the networks were compared in `pieces` parts, with random values at the border of
+    each (then the figures are those of the worst part, and probes are rows of each), `by_units` of these by the units
+    alone that changed; why: what the mode was chosen for; where: the part that differs.
     """
 
     max_abs: float
@@ -34,6 +37,11 @@ class Equivalence:
     dtype: str
     origin: str = "random"
     constant: bool = False
+    mode: str = "whole"
+    pieces: int | None = None
+    by_units: int | None = None
+    why: str = ""
+    where: str = ""
 
     @property
     def equal(self) -> bool:
@@ -50,6 +58,11 @@ class Equivalence:
             "dtype": self.dtype,
             "equal": self.equal,
             "data": self.origin,
+            "mode": self.mode,
+            "pieces": self.pieces,
+            "by_units": self.by_units,
+            "why": self.why,
+            "where": self.where or None,
         }
 
 
@@ -98,12 +111,15 @@ class Difference:
             self._constant = self._constant and bool((one == self._first[position]).all())
         self._rows += len(before[0]) if before and before[0].dim() else 1
 
+    def ratios(self) -> list[float]:
+        """The largest difference of each output, relative to its size."""
+        return [_ratio(distance, size) for distance, size in zip(self._worst, self._scale, strict=True)]
+
     def result(self, tolerance: float, dtype: str, origin: str) -> Equivalence:
         """What all batches together say."""
-        ratios = [_ratio(distance, size) for distance, size in zip(self._worst, self._scale, strict=True)]
         return Equivalence(
             max_abs=max(self._worst, default=0.0),
-            max_rel=max(ratios, default=0.0),
+            max_rel=max(self.ratios(), default=0.0),
             tolerance=tolerance,
             probes=self._rows,
             dtype=dtype,

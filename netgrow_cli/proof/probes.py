@@ -169,20 +169,32 @@ def _fixed_batch(graph: Graph) -> int | None:
     return next((given.shape[0] for given in graph.inputs if isinstance(given.shape[0], int)), None)
 
 
-def _random(given: Input, shape: tuple[int, ...], seed: str, dtype: Any) -> Any:
+def normal(shape: tuple[int, ...], seed: str, dtype: Any) -> Any:
+    """Normal values of mean 0 and variance 1."""
+    import torch
+
+    return torch.from_numpy(_generator(seed).standard_normal(shape)).to(dtype)
+
+
+def _generator(seed: str) -> Any:
     import hashlib
 
     import numpy as np
-    import torch
 
     digest = hashlib.sha256(seed.encode()).digest()
-    generator = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
+
+
+def _random(given: Input, shape: tuple[int, ...], seed: str, dtype: Any) -> Any:
+    import torch
+
+    if given.low is None and given.high is None and given.dtype != "bool" and "int" not in given.dtype:
+        return normal(shape, seed, dtype)
+    generator = _generator(seed)
     if given.dtype == "bool":
         return torch.from_numpy(generator.integers(0, 2, shape).astype(bool))
     if "int" in given.dtype:
         return torch.from_numpy(generator.integers(int(given.low or 0), int(given.high or 1), shape))
-    if given.low is None and given.high is None:
-        return torch.from_numpy(generator.standard_normal(shape)).to(dtype)
     low = given.low if given.low is not None else min(0.0, given.high or 0.0)
     high = given.high if given.high is not None else low + 1.0
     return torch.from_numpy(generator.uniform(low, high, shape)).to(dtype)

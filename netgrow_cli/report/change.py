@@ -132,8 +132,11 @@ def _proof(report: Report, console: Console) -> None:
     if found is None:
         return
     data = "random" if found.origin == "random" else f"({found.origin})"
-    seen = f"{found.probes} {data} probes in {found.dtype}"
-    if found.max_rel == 0.0:
+    each = "" if found.pieces is None else f" for each of {found.pieces} {'piece' if found.pieces == 1 else 'pieces'}"
+    seen = f"{found.probes} {data} probes{each} in {found.dtype}"
+    if found.pieces == 0:
+        console.print("[green]equal[/]: nothing that the outputs are computed from changed")
+    elif found.max_rel == 0.0:
         console.print(f"[green]equal[/]: outputs are identical on {seen}")
     elif found.equal:
         console.print(f"[green]equal[/]: outputs differ by {found.max_rel:.1e} of their size on {seen}")
@@ -141,6 +144,8 @@ def _proof(report: Report, console: Console) -> None:
         console.print(
             f"[yellow]drift[/]: outputs differ by {found.max_rel:.3g} of their size on {seen} (--allow-drift)"
         )
+    if found.why and (found.pieces is not None or found.why.startswith("pieces")):
+        console.print(f"compared {'in pieces' if found.pieces is not None else 'as a whole'}: {_plain(found.why)}")
     folded = report.folded
     if folded is not None and folded.whole:
         console.print(f"[green]folded back[/]: all {folded.exact} tensors come back bit for bit")

@@ -53,4 +53,11 @@ def verify_text(found: Equivalence, folded: FoldBack | None) -> str:
         f"{word}: outputs differ by {found.max_rel:.3g} of their size, {found.max_abs:.3g} absolutely "
         f"(tolerance {found.tolerance:g}, {found.probes} {found.origin} probes, {found.dtype})"
     )
+    if found.pieces is not None:
+        where = f", worst in {found.where}" if found.where else ""
+        lines.append(
+            f"compared in {found.pieces} pieces, with random values at the border of each ({found.why}){where}"
+        )
+    elif found.why.startswith("pieces"):
+        lines.append(f"compared as a whole: {found.why}")
     return "\n".join(lines)

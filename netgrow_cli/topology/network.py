@@ -4,39 +4,44 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from netgrow_cli.checkpoint.source import Open, source_of
 from netgrow_cli.checkpoint.types import Checkpoint, TensorInfo
 from netgrow_cli.errors import Refused
-from netgrow_cli.topology.graph import Graph
-from netgrow_cli.topology.run import Observe, run
-from netgrow_cli.topology.solve import Topology, solve
+from netgrow_cli.topology.graph import Graph, Node
+from netgrow_cli.topology.rows import Rows, is_large
+from netgrow_cli.topology.run import Observe, operate, run
+from netgrow_cli.topology.solve import Topology, default_sizes, solve
 
 
 @dataclasses.dataclass
 class Network:
     """A graph with tensors.
 
-    infos: shapes of its tensors. read: a tensor by name.
+    infos: shapes of its tensors. read: a tensor by name; sources: the same, to be read in parts.
     """
 
     graph: Graph
     infos: Mapping[str, TensorInfo]
     read: Callable[[str], Any]
     device: str = "cpu"
+    sources: Open | None = None
     _solved: dict[tuple[tuple[str, int], ...], Topology] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, graph: Graph, checkpoint: Checkpoint, device: str = "cpu") -> Network:
         """The network in a checkpoint."""
-        return cls(graph, checkpoint.tensors, checkpoint.read, device)
+        return cls(graph, checkpoint.tensors, checkpoint.read, device, functools.partial(source_of, checkpoint))
 
     def solved(self, sizes: Mapping[str, int] | None = None) -> Topology:
         """Its topology, with the given sizes of named input axes."""
-        key = tuple(sorted((sizes or {}).items()))
+        usual = default_sizes(self.graph)
+        other = {name: size for name, size in (sizes or {}).items() if usual.get(name) != size}
+        key = tuple(sorted(other.items()))
         if key not in self._solved:
-            self._solved[key] = solve(self.graph, self.infos, sizes=sizes)
+            self._solved[key] = solve(self.graph, self.infos, sizes=other)
         return self._solved[key]
 
     def outputs(
@@ -50,7 +55,12 @@ class Network:
         import torch
 
         with torch.no_grad():
-            return run(self.solved(sizes), self._on_device, inputs, dtype=dtype, observe=observe)
+            topology = self.solved(sizes)
+            return run(topology, self._on_device, inputs, dtype=dtype, observe=observe, by_rows=self._rows)
+
+    def operate(self, topology: Topology, node: Node, operands: Sequence[Any], dtype: Any) -> tuple[Any, ...]:
+        """The results of one of its operations."""
+        return operate(topology, node, operands, self._on_device, dtype, self._rows)
 
     def read_real(self, name: str) -> Any:
         """A tensor to compute with. Raises Refused where it holds integers, quantised or not, or complex numbers."""
@@ -66,6 +76,11 @@ class Network:
     def _tables(self) -> frozenset[str]:
         """Tensors that are used as they are (index tables), and so may hold integers."""
         return frozenset(node.params["weight"] for node in self.graph.nodes if node.op == "parameter")
+
+    def _rows(self, name: str) -> Rows | None:
+        if self.sources is None or not is_large(self.infos[name]):
+            return None
+        return Rows(self.sources(name), self.device)
 
     def _on_device(self, name: str) -> Any:
         tensor = self.read_real(name)

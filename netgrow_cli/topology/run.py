@@ -8,9 +8,11 @@ from typing import Any
 
 from netgrow_cli.topology.graph import Node
 from netgrow_cli.topology.ops import OPS, Call
+from netgrow_cli.topology.rows import Rows
 from netgrow_cli.topology.solve import Topology
 
 Read = Callable[[str], Any]
+ByRows = Callable[[str], Rows | None]
 Observe = Callable[[Node, Sequence[Any], Sequence[Any]], None]
 
 
@@ -21,20 +23,20 @@ def run(
     *,
     dtype: Any,
     observe: Observe | None = None,
+    by_rows: ByRows | None = None,
 ) -> list[Any]:
     """The network's outputs.
 
-    read: a tensor of the checkpoint by name; floating ones are computed with in `dtype`.
+    read: a tensor of the checkpoint by name; floating ones are computed with in `dtype`. by_rows: the rows of one that
+        is not to be read as a whole.
     inputs: by name, tensors of the solved topology's shapes.
     observe: called after each operation with the node, its operands and its results.
     """
     left = _readers(topology)
     values: dict[str, tuple[Any, ...]] = {name: (tensor,) for name, tensor in inputs.items()}
     for node in topology.graph.nodes:
-        op = OPS[node.op]
         operands = [values[ref.node][ref.output] for ref in node.inputs]
-        result = op.run(call_of(topology, node, operands, read, dtype))
-        values[node.name] = result if isinstance(result, tuple) else (result,)
+        values[node.name] = operate(topology, node, operands, read, dtype, by_rows)
         if observe is not None:
             observe(node, operands, values[node.name])
         for ref in node.inputs:
@@ -44,11 +46,26 @@ def run(
     return [values[ref.node][ref.output] for ref in topology.graph.outputs]
 
 
-def call_of(topology: Topology, node: Node, operands: Sequence[Any], read: Read, dtype: Any) -> Call:
-    """One operation of the network, with all that it needs to run."""
+def operate(
+    topology: Topology, node: Node, operands: Sequence[Any], read: Read, dtype: Any, by_rows: ByRows | None = None
+) -> tuple[Any, ...]:
+    """The results of one operation."""
+    op = OPS[node.op]
+    rows = by_rows(node.params["weight"]) if by_rows is not None and op.by_rows is not None else None
+    if rows is None or op.by_rows is None:
+        result = op.run(call_of(topology, node, operands, read, dtype))
+    else:
+        result = op.by_rows(call_of(topology, node, operands, read, dtype, without="weight"), rows)
+    return result if isinstance(result, tuple) else (result,)
+
+
+def call_of(
+    topology: Topology, node: Node, operands: Sequence[Any], read: Read, dtype: Any, without: str | None = None
+) -> Call:
+    """One operation of the network, with all that it needs to run; without: but for this parameter."""
     import torch
 
-    params = {role: _as(read(name), dtype) for role, name in node.params.items()}
+    params = {role: _as(read(name), dtype) for role, name in node.params.items() if role != without}
     unit_axis = topology.value(node.inputs[0]).unit_axis if node.inputs else 0
     outputs = topology.values[node.name]
     return Call(torch, node, operands, params, outputs, unit_axis, OPS[node.op].all_attrs(node), dtype)

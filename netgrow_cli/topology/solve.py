@@ -240,7 +240,7 @@ class _Solver:
     def __init__(self, graph: Graph, tensors: Mapping[str, TensorInfo], sizes: Mapping[str, int]) -> None:
         self.graph = graph
         self.infos = tensors
-        self.sizes = {**_default_sizes(graph), **graph.dims, **sizes}
+        self.sizes = {**default_sizes(graph), **sizes}
         self.layouts = Layouts()
         self.uses: list[AxisUse] = []
         self.effects: list[Effect] = []
@@ -389,14 +389,14 @@ class _Solver:
         return not any(fnmatch.fnmatchcase(name, pattern) for pattern in self.graph.ignore)
 
 
-def _default_sizes(graph: Graph) -> dict[str, int]:
-    """Sizes of the named axes of inputs, where no run says otherwise."""
+def default_sizes(graph: Graph) -> dict[str, int]:
+    """Named sizes where no run says otherwise: the axes of inputs, and the spec's `dims`."""
     sizes: dict[str, int] = {}
     for given in graph.inputs:
         for position, item in enumerate(given.shape):
             if isinstance(item, str):
                 sizes.setdefault(item, PROBE_BATCH if position == 0 else FREE_SIZE)
-    return sizes
+    return {**sizes, **graph.dims}
 
 
 def _unit_axis_of(given: Input) -> int:

@@ -618,7 +618,8 @@ def test_moments_go_along(tmp_path: Path) -> None:
 
 def by_record(old: Path, new: Path) -> FoldBack | None:
     with opened(old, Options()) as one, opened(new, Options()) as other:
-        return fold_back_record(one, other.checkpoint, new)[0]
+        found = fold_back_record(one, other.checkpoint, new)
+    return found.folded if found is not None else None
 
 
 def test_rows_that_another_layer_has_too(tmp_path: Path) -> None:

@@ -170,7 +170,8 @@ def test_by_the_record(tmp_path: Path, suffix: str) -> None:
 
 def by_record(old: Path, new: Path) -> tuple[FoldBack | None, bool]:
     with opened(old, Options()) as one, opened(new, Options()) as other:
-        return fold_back_record(one, other.checkpoint, new)
+        found = fold_back_record(one, other.checkpoint, new)
+    return (found.folded, found.rounds) if found is not None else (None, False)
 
 
 @pytest.mark.parametrize("name", ("a.weight", "a.bias", "b.weight", "b.bias"))

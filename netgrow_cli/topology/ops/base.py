@@ -13,6 +13,8 @@ from netgrow_cli.topology.rule import Context, RuleFunction, Value
 if TYPE_CHECKING:
     import torch
 
+    from netgrow_cli.topology.rows import Rows
+
 REQUIRED: Any = object()
 
 Start = Literal["random", "zero", "one", "quarter"]
@@ -98,6 +100,7 @@ class Op:
     multiple: it has several outputs, `name[0]`, `name[1]`; main_output: the name alone means the first of them.
     inside: for an operation that reads what it makes itself (recurrent layers), what that is, by those parameters
         that are `inside`, the units on its last axis. It is no linear function of what it reads, but keeps zeros.
+    by_rows: as `run`, with a large weight of two axes a few rows at a time; the call is without it.
     """
 
     name: str
@@ -111,6 +114,7 @@ class Op:
     multiple: bool = False
     main_output: bool = False
     inside: Callable[[Call], Mapping[str, Any]] | None = None
+    by_rows: Callable[[Call, Rows], Any] | None = None
     doc: str = ""
 
     def param(self, name: str) -> Param | None:
