@@ -26,7 +26,6 @@ from netgrow_cli.jobs.proving import (
     check_mode,
     drops_units,
     edited_by,
-    import_torch_meanwhile,
     shown,
 )
 from netgrow_cli.proof.activity import Activity, observe
@@ -226,8 +225,6 @@ def change(path: Path, command: str, select: Selector, options: Options) -> Repo
         report = _Draft(command, path, output, job, selection, plan, folds, config)
         if options.dry_run:
             return report.finish(began)
-        if options.verify:
-            import_torch_meanwhile()
         more = [config.output] if config is not None and config.changes else []
         stale = config.stale if config is not None else None
         if stale is not None:
