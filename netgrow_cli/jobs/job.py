@@ -28,7 +28,6 @@ from netgrow_cli.jobs.proving import (
     check_mode,
     drops_units,
     edited_by,
-    import_torch_meanwhile,
     shown,
 )
 from netgrow_cli.jobs.training_state import TrainingState, follow_state, prove_along
@@ -218,8 +217,6 @@ def change(path: Path, command: str, select: Selector, options: Options) -> Repo
         report = _Draft(command, path, output, job, selection, plan, folds, state, config, beside=outputs.warnings)
         if options.dry_run:
             return report.finish(began)
-        if options.verify:
-            import_torch_meanwhile()
         with outputs.staged(config, _size(job, plan)) as staged:
             text = rewrite_spec(job.found.spec, job.network.graph, plan)
             record = make_record(job.topology, plan, command, path.name, options.seed, folds.patches)

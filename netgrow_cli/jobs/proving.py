@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
-import threading
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
@@ -53,11 +51,6 @@ class Question:
     rows: int | None
     dtype: str
     tolerance: float
-
-
-def import_torch_meanwhile() -> None:
-    """Begin to import torch, which takes a second or two, while files are read and written without it."""
-    threading.Thread(target=importlib.import_module, args=("torch",), name="import torch").start()
 
 
 def check_mode(mode: str) -> None:
