@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from netgrow_cli.checkpoint import Checkpoint, TensorInfo, checkpoint_path, open
 from netgrow_cli.checkpoint.dtypes import nbytes
 from netgrow_cli.checkpoint.source import source_of
 from netgrow_cli.errors import NotEquivalent, Refused, UsageError, first_line
+from netgrow_cli.jobs.aside import Aside, aside
 from netgrow_cli.jobs.configuration import Configuration, follow, require_fit
 from netgrow_cli.jobs.execute import Execution
 from netgrow_cli.jobs.outputs import default_output, outputs_of
@@ -28,13 +30,14 @@ from netgrow_cli.jobs.proving import (
     check_mode,
     drops_units,
     edited_by,
+    in_pieces,
     shown,
 )
 from netgrow_cli.jobs.training_state import TrainingState, follow_state, prove_along
 from netgrow_cli.progress import SILENT, Progress
 from netgrow_cli.proof.activity import Activity, observe
 from netgrow_cli.proof.equivalence import EXACT, ROUNDED, Equivalence, check_dtype, require_finite
-from netgrow_cli.proof.foldback import FoldBack, fold_back
+from netgrow_cli.proof.foldback import FoldBack, fold_back, left_to_probes
 from netgrow_cli.proof.learnable import Learnability, learnability
 from netgrow_cli.proof.probes import Probes, data_probes, random_probes
 from netgrow_cli.surgery.change import WidthChange
@@ -222,9 +225,13 @@ def change(path: Path, command: str, select: Selector, options: Options) -> Repo
             record = make_record(job.topology, plan, command, path.name, options.seed, folds.patches)
             if state.along:
                 record["also"] = [one.sibling.label for one in state.along]
-            _write(report, staged.paths, text, record)
-            if options.verify:
-                report = _prove(report, staged.paths[0], text, output)
+            written = staged.paths[0]
+            task = functools.partial(_equivalence, report, written, text, output)
+            with aside(_import_torch, task, wanted=options.verify and _is_long(report)) as proof:
+                _write(report, staged.paths, text, record)
+                if options.verify:
+                    proof.begin()
+                    report = _prove(report, written, text, output, proof)
             staged.commit()
         return report.finish(began)
 
@@ -363,12 +370,10 @@ def _total_bytes(infos: Iterable[TensorInfo]) -> int:
     return sum(nbytes(info.dtype, info.shape) for info in infos if info.tied_to is None)
 
 
-def _prove(report: _Draft, written: Path, spec_text: str, output: Path) -> _Draft:
-    """Open what was written, with its own spec solved anew, and compare. Raises NotEquivalent."""
+def _prove(report: _Draft, written: Path, spec_text: str, output: Path, proof: Aside[Equivalence]) -> _Draft:
+    """Fold back what was written, and compare; both may run at the same time. Raises NotEquivalent."""
     job, options = report.job, report.job.options
-    with open_checkpoint(written, key=job.checkpoint.key, prefix=job.checkpoint.prefix or None) as changed:
-        graph = parse_spec(spec_text, f"{output} (rewritten spec)").graph(changed.tensors)
-        new = Network.of(graph, changed, options.device)
+    with _opened_again(report, written, spec_text, output) as (new, changed):
         options.progress.stage("folding back", _total_bytes(changed.tensors.values()))
         folded = fold_back(
             job.topology,
@@ -381,23 +386,8 @@ def _prove(report: _Draft, written: Path, spec_text: str, output: Path) -> _Draf
         if folded.differing:
             require_finite(job.network, folded.differing[0])
             raise NotEquivalent(f"folding back does not give {folded.differing[0]} back; nothing was written")
-        rounds = report.plan.rounds or bool(report.folds.patches)
-        tolerance = options.tolerance if options.tolerance is not None else proof_tolerance(job, rounds)
         options.progress.stage("proving", None)
-        equivalence = shown(
-            Question(
-                old=job.network,
-                new=new,
-                probes=lambda rows: job.probes(rows, options.seed),
-                edited=edited_by(job.topology, report.plan, report.folds.patches, folded),
-                dropped=drops_units(report.plan),
-                drift=options.allow_drift,
-                mode=options.proof,
-                rows=options.probes,
-                dtype=options.dtype,
-                tolerance=tolerance,
-            )
-        )
+        equivalence = proof.result()
         _accept(equivalence, options, report)
         learnable = None
         if options.check_learnable:
@@ -405,6 +395,49 @@ def _prove(report: _Draft, written: Path, spec_text: str, output: Path) -> _Draf
             learnable = learnability(job.topology, report.plan, new, probes, seed=options.seed)
         state = dataclasses.replace(report.state, along=prove_along(job, report.plan, report.state, changed, new))
     return dataclasses.replace(report, equivalence=equivalence, folded=folded, learnable=learnable, state=state)
+
+
+@contextlib.contextmanager
+def _opened_again(report: _Draft, written: Path, spec_text: str, output: Path) -> Iterator[tuple[Network, Checkpoint]]:
+    """What was written, with its own spec solved anew."""
+    job = report.job
+    with open_checkpoint(written, key=job.checkpoint.key, prefix=job.checkpoint.prefix or None) as changed:
+        graph = parse_spec(spec_text, f"{output} (rewritten spec)").graph(changed.tensors)
+        yield Network.of(graph, changed, job.options.device), changed
+
+
+def _equivalence(report: _Draft, written: Path, spec_text: str, output: Path) -> Equivalence:
+    """The comparison of what was written with the old network, given that folding back finds nothing: it is asked for
+    at the same time, and has the last word."""
+    with _opened_again(report, written, spec_text, output) as (new, _):
+        return shown(_question(report, new))
+
+
+def _question(report: _Draft, new: Network | None) -> Question:
+    job, options, plan, patched = report.job, report.job.options, report.plan, report.folds.patches
+    asked = options.tolerance
+    return Question(
+        old=job.network,
+        new=new or job.network,
+        probes=lambda rows: job.probes(rows, options.seed),
+        edited=edited_by(job.topology, plan, patched, left_to_probes(job.topology, plan, patched)),
+        dropped=drops_units(plan),
+        drift=options.allow_drift,
+        mode=options.proof,
+        rows=options.probes,
+        dtype=options.dtype,
+        tolerance=asked if asked is not None else proof_tolerance(job, plan.rounds or bool(patched)),
+    )
+
+
+def _is_long(report: _Draft) -> bool:
+    """Whether the proof is worth a process of its own: pieces of a large network, of which nothing is in torch yet."""
+    is_torch = report.job.checkpoint.format == "torch"
+    return report.job.options.device == "cpu" and not is_torch and in_pieces(_question(report, None))
+
+
+def _import_torch() -> None:
+    importlib.import_module("torch")
 
 
 def check_device(name: str) -> None:

@@ -18,7 +18,6 @@ from netgrow_cli.topology.network import Network
 from netgrow_cli.topology.solve import PROBE_BATCH
 
 if TYPE_CHECKING:
-    from netgrow_cli.proof.foldback import FoldBack
     from netgrow_cli.surgery.plan import Plan
     from netgrow_cli.topology.solve import Topology
 
@@ -59,15 +58,15 @@ def check_mode(mode: str) -> None:
         raise UsageError(f"--proof {mode}: there are {', '.join(MODES)}")
 
 
-def edited_by(topology: Topology, plan: Plan, patched: Collection[str], folded: FoldBack) -> Edited:
-    """What a plan changes, and what folding back says of it."""
+def edited_by(topology: Topology, plan: Plan, patched: Collection[str], unconfirmed: Collection[str]) -> Edited:
+    """What a plan changes. unconfirmed: tensors that folding back does not give back."""
     widths = {topology.widths[change.width].name: changed_units(change) for change in plan.changes}
     edits = frozenset(plan.edits)
     return Edited(
         tensors=edits.union(patched),
         widths=frozenset(widths),
         units={name: units for name, units in widths.items() if units is not None},
-        confirmed=edits.difference(folded.differing, folded.left, patched),
+        confirmed=edits.difference(unconfirmed, patched),
     )
 
 
@@ -90,6 +89,11 @@ def shown(question: Question) -> Equivalence:
     probes = question.probes(question.rows or WHOLE_PROBES)
     whole = compare(question.old, question.new, probes, dtype=question.dtype, tolerance=question.tolerance)
     return dataclasses.replace(whole, why=why)
+
+
+def in_pieces(question: Question) -> bool:
+    """Whether it will be tried in pieces. Raises UsageError where that was asked for and cannot be."""
+    return _choice(question)[0]
 
 
 def _choice(question: Question) -> tuple[bool, str]:

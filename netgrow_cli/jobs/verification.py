@@ -48,7 +48,9 @@ def _question(first: Job, second: Job, recorded: Recorded | None, tolerance: flo
     """What is to be shown. Where folding back found a difference, only the whole network can tell what it means."""
     options, edited, dropped = first.options, None, False
     if recorded is not None and not recorded.folded.differing:
-        edited = edited_by(first.topology, recorded.plan, recorded.patched, recorded.folded)
+        edited = edited_by(
+            first.topology, recorded.plan, recorded.patched, (*recorded.folded.differing, *recorded.folded.left)
+        )
         dropped = drops_units(recorded.plan)
     return Question(
         old=first.network,

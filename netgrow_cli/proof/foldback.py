@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from netgrow_cli.checkpoint.numbers import narrow, widen
-from netgrow_cli.checkpoint.source import Open, Source
-from netgrow_cli.checkpoint.transfer import Advance, in_parallel, nothing
+from netgrow_cli.checkpoint.numbers import all_finite, narrow, widen
+from netgrow_cli.checkpoint.source import Open, RegionSource, Source
+from netgrow_cli.checkpoint.transfer import Advance, in_parallel, nothing, part, same_bytes
 from netgrow_cli.surgery.blocks import Block, Run, blocks, divisible, moves_rows_only, runs
 from netgrow_cli.surgery.edit import CONSTANTS, ELEMENTS, absorbed, means, put, rescaled
 from netgrow_cli.surgery.plan import Plan
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _COMPARED = 1 << 19
 """Elements that are compared at once."""
+
+_LARGER = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +61,7 @@ def fold_back(
     """Fold every edited tensor back; compare every other one byte for byte."""
     exact, differing, left = 0, [], []
     names = [name for name in topology.aliases if topology.aliases[name] == name]
-    changed = {
-        name
-        for name in names
-        if name in patched or ((edit := plan.edits.get(name)) is not None and (edit.rescales or _loses(edit)))
-    }
+    changed = left_to_probes(topology, plan, patched)
 
     def folds(name: str) -> bool:
         return name in patched or tensor_folds(old(name), new(name), plan.edits.get(name), advance)
@@ -78,6 +76,12 @@ def fold_back(
     return FoldBack(exact, tuple(differing), tuple(left))
 
 
+def left_to_probes(topology: Topology, plan: Plan, patched: Collection[str] = ()) -> frozenset[str]:
+    """Tensors that folding back cannot speak for, whatever it finds: something is dropped, rescaled or folded there."""
+    losing = (name for name, edit in plan.edits.items() if edit.rescales or _loses(edit))
+    return frozenset(name for name in (*losing, *patched) if topology.aliases.get(name) == name)
+
+
 def tensor_folds(old: Source, new: Source, edit: TensorEdit | None, advance: Advance = nothing) -> bool:
     """Whether a tensor is what its edit makes of the old one (None: the same), block by block."""
     if new.dtype != old.dtype or new.shape != (edit.after if edit is not None else old.shape):
@@ -87,7 +91,7 @@ def tensor_folds(old: Source, new: Source, edit: TensorEdit | None, advance: Adv
     if moves_rows_only(edit):
         return all(_run_folds(old, new, edit, run, advance) for run in runs(edit))
     if divisible(edit):
-        return all(_block_folds(old, new, block, advance) for block in blocks(edit))
+        return all(_block_folds(old, new, block, advance) for block in blocks(edit, times=_times(edit)))
     before, after = old.whole(), new.whole()
     if len(edit.axes) == 1 and edit.axes[0].axis == 0 and before.ndim > 1:
         good = _columns_fold(before, after, edit, old.dtype)
@@ -104,31 +108,40 @@ def _loses(edit: TensorEdit) -> bool:
 
 def _same_bits(old: Source, new: Source, old_start: int, new_start: int, count: int, advance: Advance) -> bool:
     """Whether runs of elements are the same, bit for bit."""
+    if isinstance(old, RegionSource) and isinstance(new, RegionSource) and old.size and new.size:
+        item = new.region.size // new.size
+        runs_of = part(old.region, old_start * item, count * item), part(new.region, new_start * item, count * item)
+        return same_bytes(*runs_of, advance)
     for done in range(0, count, _COMPARED):
         length = min(_COMPARED, count - done)
         one, other = old.flat(old_start + done, length), new.flat(new_start + done, length)
-        if not _same_bytes(one, other):
+        if not _same(one, other):
             return False
         advance(other.nbytes)
     return True
 
 
-def _same_bytes(one: Array, other: Array) -> bool:
-    """Whether two arrays of one dtype hold the same bits; eight bytes are compared at once."""
-    left, right = (np.ascontiguousarray(values).reshape(-1).view(np.uint8) for values in (one, other))
-    words = left.size // 8 * 8
-    return (
-        left.size == right.size
-        and bool((left[:words].view(np.uint64) == right[:words].view(np.uint64)).all())
-        and bool((left[words:] == right[words:]).all())
-    )
+def _same(one: Array, other: Array) -> bool:
+    """Whether two arrays of one dtype hold the same bits; they need not lie in one run of memory."""
+    bits = np.dtype(f"u{one.itemsize}") if one.itemsize in (1, 2, 4, 8) else None
+    if bits is None or not one.ndim or not one.strides[-1] == other.strides[-1] == one.itemsize:
+        one, other = (np.ascontiguousarray(values).reshape(-1).view(np.uint8) for values in (one, other))
+        return np.array_equal(one, other)
+    return np.array_equal(one.view(bits), other.view(bits))
 
 
 def _run_folds(old: Source, new: Source, edit: TensorEdit, run: Run, advance: Advance) -> bool:
     inner = math.prod(edit.after[1:])
     if run.old >= 0:
         return _same_bits(old, new, run.old * inner, run.first * inner, (run.last - run.first) * inner, advance)
-    return all(_block_folds(old, new, block, advance) for block in blocks(edit, run.first, run.last))
+    return all(
+        _block_folds(old, new, block, advance) for block in blocks(edit, run.first, run.last, times=_times(edit))
+    )
+
+
+def _times(edit: TensorEdit) -> int:
+    """Bytes are compared in larger blocks than those of numbers that are calculated with."""
+    return 1 if edit.rescales or any(axis.sharing or axis.mean for axis in edit.axes) else _LARGER
 
 
 def _block_folds(old: Source, new: Source, block: Block, advance: Advance) -> bool:
@@ -169,7 +182,7 @@ def _folds(before: Array, after: Array, edit: TensorEdit, dtype: str) -> bool:
     if edit.rescales:
         expected = rescaled(expected, edit, dtype, kept)
     if folded.dtype == expected.dtype and not any(axis.sharing for axis in edit.axes):
-        return _same_bytes(folded, expected) or _equal(folded, expected, dtype)
+        return _same(folded, expected) or _equal(folded, expected, dtype)
     # A negative zero that was halved and summed comes back as zero: equal numbers are what counts here.
     return bool((folded == widen(expected, dtype)).all())
 
@@ -186,8 +199,22 @@ class _Wide:
 
     @property
     def numbers(self) -> Array:
-        is_wide = self.values.dtype == np.float64
-        return self.values if is_wide else widen(self.values, self.dtype)
+        return self.values if self._is_wide else widen(self.values, self.dtype)
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether all are zero, of whichever sign."""
+        if not self._is_wide and not self.values.any():  # (which all bits being zero says in any dtype)
+            return True
+        return not self.numbers.any()
+
+    @property
+    def is_finite(self) -> bool:
+        return all_finite(self.values, "F64" if self._is_wide else self.dtype)
+
+    @property
+    def _is_wide(self) -> bool:
+        return self.values.dtype == np.float64
 
 
 def _taken(values: Array, places: IndexMap, axis: int) -> Array:
@@ -210,13 +237,13 @@ def _is_harmless(folded: _Wide, edit: TensorEdit, axis: AxisEdit) -> bool:
         if other.axis != axis.axis and other.sharing:
             folded = folded.take(other.axis, other.unsummed)
     sums = folded.take(axis.axis, first).numbers + folded.take(axis.axis, second).numbers
-    return not folded.take(axis.axis, axis.lone).numbers.any() and not sums.any()
+    return folded.take(axis.axis, axis.lone).is_zero and not sums.any()
 
 
 def _is_started(before: Array, folded: _Wide, edit: TensorEdit, axis: AxisEdit, kept: Mapping[int, IndexMap]) -> bool:
     """What makes fresh units: finite, and where equality rests on it, zero, the mean, or pairwise the same."""
     dtype = folded.dtype
-    if not np.isfinite(folded.take(axis.axis, axis.fresh).numbers).all():
+    if not folded.take(axis.axis, axis.fresh).is_finite:
         return False
     constant = CONSTANTS.get(edit.start)
     if not (len(axis.blank) or axis.mirror or axis.mean or constant is not None):
@@ -224,7 +251,7 @@ def _is_started(before: Array, folded: _Wide, edit: TensorEdit, axis: AxisEdit, 
     for other in edit.axes:
         if other.axis != axis.axis:
             folded = folded.take(other.axis, kept[other.axis])
-    if folded.take(axis.axis, axis.blank).numbers.any():
+    if not folded.take(axis.axis, axis.blank).is_zero:
         return False
     for mirrored in axis.mirror:
         first, second = (folded.take(axis.axis, places).numbers for places in mirrored)

@@ -72,10 +72,10 @@ def runs(edit: TensorEdit) -> list[Run]:
     return [Run(first, last, int(index[first])) for first, last in itertools.pairwise(cuts)]
 
 
-def blocks(edit: TensorEdit, first: int = 0, last: int | None = None) -> Iterator[Block]:
-    """New rows first..last-1, all if not said, in order, as blocks of moderate size."""
+def blocks(edit: TensorEdit, first: int = 0, last: int | None = None, *, times: int = 1) -> Iterator[Block]:
+    """New rows first..last-1, all if not said, in order, as blocks of moderate size, or of so many times that."""
     inner = max(math.prod(edit.after[1:]), math.prod(edit.before[1:]), 1)
-    step = max(1, ELEMENTS // inner)
+    step = max(1, times * ELEMENTS // inner)
     index, last = _index(edit), len(_index(edit)) if last is None else last
     for start in range(first, last, step):
         yield from _compact(edit, index, start, min(start + step, last), _SPREAD * step)

@@ -14,7 +14,6 @@ import yaml
 from netgrow_cli.checkpoint.source import Source, tensor_source
 from netgrow_cli.jobs.proving import edited_by
 from netgrow_cli.proof.equivalence import Equivalence, compare
-from netgrow_cli.proof.foldback import FoldBack
 from netgrow_cli.proof.pieces import Edited
 from netgrow_cli.proof.probes import random_probes
 from netgrow_cli.proof.run_pieces import compare_pieces
@@ -26,7 +25,6 @@ from netgrow_cli.topology.solve import Topology
 from tests.topology import networks
 
 Tensors = dict[str, torch.Tensor]
-NOTHING_FOLDED = FoldBack(0, (), ())
 
 
 @dataclass
@@ -46,7 +44,7 @@ class Changed:
     @property
     def confirmed(self) -> Edited:
         """The same, all tensors folded back."""
-        return edited_by(self.old.solved(), self.plan, (), NOTHING_FOLDED)
+        return edited_by(self.old.solved(), self.plan, (), ())
 
     def corrupted(self, name: str, place: int, by: float = 0.5) -> Changed:
         """One number of the new network is another one."""
