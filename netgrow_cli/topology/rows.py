@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from netgrow_cli.checkpoint.dtypes import torch_form
-from netgrow_cli.checkpoint.source import Source
 from netgrow_cli.checkpoint.types import TensorInfo
+
+if TYPE_CHECKING:
+    from netgrow_cli.checkpoint.source import Source
 
 LARGE = 1 << 21
 """Elements from which on a matrix is read by rows."""

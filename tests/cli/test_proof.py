@@ -112,7 +112,7 @@ def test_a_piece_that_differs_is_named_and_nothing_is_written(
 
     def spoiled(*arguments: Any) -> None:
         write(*arguments)
-        path = arguments[3][0]
+        path = arguments[1][0]
         state = torch.load(path)
         state["fc2.weight"][0, -1] = 1.0
         torch.save(state, path)

@@ -53,7 +53,7 @@ class Param:
 
     def is_called(self, name: str) -> bool:
         """Whether a parameter of that name is this one, or one of these."""
-        return name == self.name or (self.numbered and re.fullmatch(self.pattern, name) is not None)
+        return re.fullmatch(self.pattern, name) is not None if self.numbered else name == self.name
 
 
 @dataclasses.dataclass(frozen=True)
