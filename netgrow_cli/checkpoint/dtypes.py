@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+
+    from netgrow_cli.checkpoint.types import TensorInfo
 
 # Bits of one element, in the order in which the safetensors library ranks its dtypes: files are
 # laid out by falling rank, so this order is part of the format that we reproduce byte by byte.
@@ -79,6 +82,11 @@ _PACKED = {"F4": 2}
 def nbytes(dtype: str, shape: tuple[int, ...]) -> int:
     """Bytes that a contiguous tensor takes."""
     return math.prod(shape) * _BITS[dtype] // 8
+
+
+def total_bytes(infos: Iterable[TensorInfo]) -> int:
+    """Bytes of all tensors, tied ones once."""
+    return sum(nbytes(info.dtype, info.shape) for info in infos if info.tied_to is None)
 
 
 def is_float(dtype: str) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import errno
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from netgrow_cli.checkpoint.positioned import read_into, write_at
 from netgrow_cli.checkpoint.types import Region
@@ -95,6 +97,32 @@ def read_scattered(fd: int, start: int, buffers: Sequence[memoryview]) -> None:
                 read_into(fd, offset, buffer)
                 offset += len(buffer)
         start += total
+
+
+class Lanes(Generic[Item]):
+    """Tasks by the file that they write to. Each `run` takes one of a file that the fewest others write to, since the
+    system lets only one at a time write to a file, and lets the others burn their time waiting."""
+
+    def __init__(self, tasks: Sequence[tuple[int, Item]]) -> None:
+        self._waiting: dict[int, collections.deque[Item]] = collections.defaultdict(collections.deque)
+        for lane, task in tasks:
+            self._waiting[lane].append(task)
+        self._busy: collections.Counter[int] = collections.Counter()
+        self._lock = threading.Lock()
+
+    def run(self, do: Callable[[Item], Result]) -> Result:
+        """Do one of the tasks that nobody has taken yet."""
+        with self._lock:
+            lane = min((lane for lane in self._waiting), key=lambda lane: (self._busy[lane], -len(self._waiting[lane])))
+            task = self._waiting[lane].popleft()
+            if not self._waiting[lane]:
+                del self._waiting[lane]
+            self._busy[lane] += 1
+        try:
+            return do(task)
+        finally:
+            with self._lock:
+                self._busy[lane] -= 1
 
 
 def in_parallel(task: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from netgrow_cli.checkpoint import Checkpoint, TensorInfo, Writer
 from netgrow_cli.checkpoint.numbers import narrow, widen
 from netgrow_cli.checkpoint.positioned import write_at
 from netgrow_cli.checkpoint.source import ArraySource, Source, source_of
-from netgrow_cli.checkpoint.transfer import Advance, copy, in_parallel, nothing
+from netgrow_cli.checkpoint.transfer import Advance, Lanes, copy, in_parallel, nothing
 from netgrow_cli.checkpoint.types import Region
 from netgrow_cli.surgery.edit import Draws, edited
 from netgrow_cli.surgery.plan import Plan
@@ -49,7 +48,8 @@ class Execution:
                 self._give(writer, name)
             else:
                 regions.append((name, region))
-        list(in_parallel(self._fill, _interleaved(regions)))
+        lanes = Lanes([(region.fd, (name, region)) for name, region in regions])
+        list(in_parallel(lambda _: lanes.run(self._fill), regions))
 
     def _fill(self, task: tuple[str, Region]) -> None:
         """One tensor's bytes to where they go."""
@@ -95,12 +95,3 @@ class Execution:
             return source
         patched = widen(source.whole(), source.dtype) + patch.double().numpy()
         return ArraySource(narrow(patched, source.dtype), source.dtype)
-
-
-def _interleaved(tasks: Sequence[tuple[str, Region]]) -> list[tuple[str, Region]]:
-    """Now from one file, now from another: the system lets only one at a time write to a file."""
-    by_file: dict[int, list[tuple[str, Region]]] = {}
-    for task in tasks:
-        by_file.setdefault(task[1].fd, []).append(task)
-    rounds = itertools.zip_longest(*by_file.values())
-    return [task for group in rounds for task in group if task is not None]

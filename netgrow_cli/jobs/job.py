@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import importlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from netgrow_cli.checkpoint import Checkpoint, TensorInfo, checkpoint_path, open_checkpoint
-from netgrow_cli.checkpoint.dtypes import nbytes
-from netgrow_cli.checkpoint.source import source_of
+from netgrow_cli.checkpoint import Checkpoint, checkpoint_path, open_checkpoint
+from netgrow_cli.checkpoint.dtypes import nbytes, total_bytes
 from netgrow_cli.errors import NotEquivalent, Refused, UsageError, first_line
 from netgrow_cli.jobs.aside import Aside, aside
 from netgrow_cli.jobs.configuration import Configuration, follow, require_fit
@@ -26,18 +24,14 @@ from netgrow_cli.jobs.execute import Execution
 from netgrow_cli.jobs.outputs import default_output, outputs_of
 from netgrow_cli.jobs.proving import (
     WHOLE_PROBES,
-    Question,
     check_mode,
-    drops_units,
-    edited_by,
-    in_pieces,
-    shown,
 )
 from netgrow_cli.jobs.training_state import TrainingState, follow_state, prove_along
+from netgrow_cli.jobs.written import Written
 from netgrow_cli.progress import SILENT, Progress
 from netgrow_cli.proof.activity import Activity, observe
-from netgrow_cli.proof.equivalence import EXACT, ROUNDED, Equivalence, check_dtype, require_finite
-from netgrow_cli.proof.foldback import FoldBack, fold_back, left_to_probes
+from netgrow_cli.proof.equivalence import Equivalence, check_dtype
+from netgrow_cli.proof.foldback import FoldBack
 from netgrow_cli.proof.learnable import Learnability, learnability
 from netgrow_cli.proof.probes import Probes, data_probes, random_probes
 from netgrow_cli.surgery.change import WidthChange
@@ -48,7 +42,6 @@ from netgrow_cli.surgery.rewrite import rewrite_spec
 from netgrow_cli.topology.discover import METADATA_SPEC, Found, find_spec, place_of_tensors
 from netgrow_cli.topology.network import Network
 from netgrow_cli.topology.solve import Topology, require_complete
-from netgrow_cli.topology.spec import parse_spec
 
 DEAD_PROBES = 8192
 """Rows on which units are called dead; many, because a unit that wakes on one input in a thousand is alive."""
@@ -225,13 +218,12 @@ def change(path: Path, command: str, select: Selector, options: Options) -> Repo
             record = make_record(job.topology, plan, command, path.name, options.seed, folds.patches)
             if state.along:
                 record["also"] = [one.sibling.label for one in state.along]
-            written = staged.paths[0]
-            task = functools.partial(_equivalence, report, written, text, output)
-            with aside(_import_torch, task, wanted=options.verify and _is_long(report)) as proof:
+            written = Written(job, plan, folds, staged.paths[0], text, output)
+            with aside(_import_torch, written.compared, wanted=options.verify and written.takes_long()) as comparison:
                 _write(report, staged.paths, text, record)
                 if options.verify:
-                    proof.begin()
-                    report = _prove(report, written, text, output, proof)
+                    comparison.begin()
+                    report = _prove(report, written, comparison)
             staged.commit()
         return report.finish(began)
 
@@ -359,35 +351,20 @@ def _write(report: _Draft, paths: Sequence[Path], spec_text: str, record: Mappin
     record_text = json.dumps(record)
     metadata = {METADATA_SPEC: spec_text, METADATA_RECORD: record_text} if len(paths) == 1 else None
     writer = job.checkpoint.writer(paths[0], work.infos(), metadata=metadata, replace=report.state.replaced)
-    progress.stage("writing", _total_bytes(work.infos()))
+    progress.stage("writing", total_bytes(work.infos()))
     work.write(writer)
     writer.finish()
     for path, text in zip(paths[1:], (spec_text, record_text + "\n"), strict=False):
         path.write_text(text, encoding="utf-8")
 
 
-def _total_bytes(infos: Iterable[TensorInfo]) -> int:
-    return sum(nbytes(info.dtype, info.shape) for info in infos if info.tied_to is None)
-
-
-def _prove(report: _Draft, written: Path, spec_text: str, output: Path, proof: Aside[Equivalence]) -> _Draft:
-    """Fold back what was written, and compare; both may run at the same time. Raises NotEquivalent."""
+def _prove(report: _Draft, written: Written, comparison: Aside[Equivalence]) -> _Draft:
+    """Fold back what was written, and compare. Raises NotEquivalent."""
     job, options = report.job, report.job.options
-    with _opened_again(report, written, spec_text, output) as (new, changed):
-        options.progress.stage("folding back", _total_bytes(changed.tensors.values()))
-        folded = fold_back(
-            job.topology,
-            report.plan,
-            functools.partial(source_of, job.checkpoint),
-            functools.partial(source_of, changed),
-            report.folds.patches,
-            options.progress.advance,
-        )
-        if folded.differing:
-            require_finite(job.network, folded.differing[0])
-            raise NotEquivalent(f"folding back does not give {folded.differing[0]} back; nothing was written")
+    with written.reopened() as (new, changed):
+        folded = written.folded(changed)
         options.progress.stage("proving", None)
-        equivalence = proof.result()
+        equivalence = comparison.result()
         _accept(equivalence, options, report)
         learnable = None
         if options.check_learnable:
@@ -395,45 +372,6 @@ def _prove(report: _Draft, written: Path, spec_text: str, output: Path, proof: A
             learnable = learnability(job.topology, report.plan, new, probes, seed=options.seed)
         state = dataclasses.replace(report.state, along=prove_along(job, report.plan, report.state, changed, new))
     return dataclasses.replace(report, equivalence=equivalence, folded=folded, learnable=learnable, state=state)
-
-
-@contextlib.contextmanager
-def _opened_again(report: _Draft, written: Path, spec_text: str, output: Path) -> Iterator[tuple[Network, Checkpoint]]:
-    """What was written, with its own spec solved anew."""
-    job = report.job
-    with open_checkpoint(written, key=job.checkpoint.key, prefix=job.checkpoint.prefix or None) as changed:
-        graph = parse_spec(spec_text, f"{output} (rewritten spec)").graph(changed.tensors)
-        yield Network.of(graph, changed, job.options.device), changed
-
-
-def _equivalence(report: _Draft, written: Path, spec_text: str, output: Path) -> Equivalence:
-    """The comparison of what was written with the old network, given that folding back finds nothing: it is asked for
-    at the same time, and has the last word."""
-    with _opened_again(report, written, spec_text, output) as (new, _):
-        return shown(_question(report, new))
-
-
-def _question(report: _Draft, new: Network | None) -> Question:
-    job, options, plan, patched = report.job, report.job.options, report.plan, report.folds.patches
-    asked = options.tolerance
-    return Question(
-        old=job.network,
-        new=new or job.network,
-        probes=lambda rows: job.probes(rows, options.seed),
-        edited=edited_by(job.topology, plan, patched, left_to_probes(job.topology, plan, patched)),
-        dropped=drops_units(plan),
-        drift=options.allow_drift,
-        mode=options.proof,
-        rows=options.probes,
-        dtype=options.dtype,
-        tolerance=asked if asked is not None else proof_tolerance(job, plan.rounds or bool(patched)),
-    )
-
-
-def _is_long(report: _Draft) -> bool:
-    """Whether the proof is worth a process of its own: pieces of a large network, of which nothing is in torch yet."""
-    is_torch = report.job.checkpoint.format == "torch"
-    return report.job.options.device == "cpu" and not is_torch and in_pieces(_question(report, None))
 
 
 def _import_torch() -> None:
@@ -450,15 +388,6 @@ def check_device(name: str) -> None:
         torch.zeros(1, device=name).sum().item()
     except Exception as error:  # each kind of device fails in its own way
         raise UsageError(f"--device {name}: it cannot be used here ({first_line(error)}); cpu always can") from None
-
-
-def proof_tolerance(job: Job, rounds: bool, infos: Mapping[str, TensorInfo] | None = None) -> float:
-    """The default tolerance. rounds: whether the change rounds in the checkpoint's dtype (infos: in that of these)."""
-    exact = EXACT[job.options.dtype]
-    if not rounds:
-        return exact
-    dtypes = {info.dtype for info in (infos or job.checkpoint.tensors).values()}
-    return max([exact, *(ROUNDED[dtype] for dtype in dtypes if dtype in ROUNDED)])
 
 
 def accepts(equivalence: Equivalence, options: Options) -> bool:

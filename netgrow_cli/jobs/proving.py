@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from netgrow_cli.checkpoint.dtypes import is_float
 from netgrow_cli.checkpoint.types import TensorInfo
 from netgrow_cli.errors import Refused, UsageError
-from netgrow_cli.proof.equivalence import Equivalence, compare
+from netgrow_cli.proof.equivalence import EXACT, ROUNDED, Equivalence, compare
 from netgrow_cli.proof.pieces import CannotTell, Edited
 from netgrow_cli.proof.probes import Probes
 from netgrow_cli.proof.units import changed_units
@@ -18,6 +18,7 @@ from netgrow_cli.topology.network import Network
 from netgrow_cli.topology.solve import PROBE_BATCH
 
 if TYPE_CHECKING:
+    from netgrow_cli.jobs.job import Job
     from netgrow_cli.surgery.plan import Plan
     from netgrow_cli.topology.solve import Topology
 
@@ -68,6 +69,15 @@ def edited_by(topology: Topology, plan: Plan, patched: Collection[str], unconfir
         units={name: units for name, units in widths.items() if units is not None},
         confirmed=edits.difference(unconfirmed, patched),
     )
+
+
+def proof_tolerance(job: Job, rounds: bool, infos: Mapping[str, TensorInfo] | None = None) -> float:
+    """The default tolerance. rounds: whether the change rounds in the checkpoint's dtype (infos: in that of these)."""
+    exact = EXACT[job.options.dtype]
+    if not rounds:
+        return exact
+    dtypes = {info.dtype for info in (infos or job.checkpoint.tensors).values()}
+    return max([exact, *(ROUNDED[dtype] for dtype in dtypes if dtype in ROUNDED)])
 
 
 def drops_units(plan: Plan) -> bool:

@@ -99,8 +99,8 @@ def follow_state(job: Job, plan: Plan, folds: Folds, fold: Callable[[Network], F
 
 def prove_along(job: Job, plan: Plan, state: TrainingState, changed: Checkpoint, new: Network) -> tuple[Along, ...]:
     """Fold each back and run it, as it was and as it was written. new: the model's. Raises NotEquivalent."""
-    from netgrow_cli.jobs.job import accepts, proof_tolerance
-    from netgrow_cli.jobs.proving import WHOLE_PROBES
+    from netgrow_cli.jobs.job import accepts
+    from netgrow_cli.jobs.proving import WHOLE_PROBES, proof_tolerance
 
     proven = []
     for one in state.along:

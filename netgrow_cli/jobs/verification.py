@@ -7,8 +7,8 @@ from pathlib import Path
 
 from netgrow_cli.checkpoint import checkpoint_path
 from netgrow_cli.errors import SpecError, UsageError
-from netgrow_cli.jobs.job import Job, Options, opened, proof_tolerance
-from netgrow_cli.jobs.proving import WHOLE_PROBES, Question, drops_units, edited_by, shown
+from netgrow_cli.jobs.job import Job, Options, opened
+from netgrow_cli.jobs.proving import WHOLE_PROBES, Question, drops_units, edited_by, proof_tolerance, shown
 from netgrow_cli.jobs.record import Recorded, fold_back_record
 from netgrow_cli.proof.equivalence import Equivalence
 from netgrow_cli.proof.foldback import FoldBack

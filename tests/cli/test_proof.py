@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from netgrow_cli.jobs import job, proving
+from netgrow_cli.jobs import job, proving, written
 
 from .driver import Run, contents
 
@@ -104,7 +104,7 @@ def test_a_piece_that_differs_is_named_and_nothing_is_written(
     run: Run, mlp: Path, monkeypatch: pytest.MonkeyPatch, small_is_large: None
 ) -> None:
     """Where folding back saw nothing, pieces still do."""
-    found = job.fold_back
+    found = written.fold_back
 
     def blind(*arguments: Any, **more: Any) -> Any:
         result = found(*arguments, **more)
@@ -118,7 +118,7 @@ def test_a_piece_that_differs_is_named_and_nothing_is_written(
         torch.save(state, path)
 
     write = job._write
-    monkeypatch.setattr(job, "fold_back", blind)
+    monkeypatch.setattr(written, "fold_back", blind)
     monkeypatch.setattr(job, "_write", spoiled)
     before = contents(mlp.parent)
     result = run("expand", mlp, "--layer", "fc1", "--add", 2)
