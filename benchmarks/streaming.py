@@ -111,7 +111,9 @@ def _imports(python: str, module: str) -> bool:
 
 
 def measured(commands: Sequence[Command], rounds: int, work: Path, source: Path) -> dict[str, list[Run]]:
-    """All commands in turn, after one round that fills the caches; a command that fails is said to and left out."""
+    """All commands in turn, after one round that fills the caches and in which memory is looked at, which takes time of
+    its own; a command that fails is said to and left out."""
+    memory: dict[str, int] = {}
     runs: dict[str, list[Run]] = {command.name: [] for command in commands}
     failed: set[str] = set()
     for number in range(rounds + 1):
@@ -121,13 +123,15 @@ def measured(commands: Sequence[Command], rounds: int, work: Path, source: Path)
                 continue
             out = work / "out"
             drop(out)
-            found = run(command.argv(out), ROOT)
+            found = run(command.argv(out), ROOT, watch=number == 0)
+            memory.setdefault(command.name, found.anonymous)
             if found.code not in command.allowed:
                 print(f"{command.name} failed ({found.code}):\n{found.said[-1500:]}", file=sys.stderr)
                 failed.add(command.name)
             elif number:
-                runs[command.name].append(found)
-                print(f"  {command.name}: {found.seconds:.2f} s, {found.anonymous / 1e6:.0f} MB", file=sys.stderr)
+                runs[command.name].append(dataclasses.replace(found, anonymous=memory[command.name]))
+                megabytes = memory[command.name] / 1e6
+                print(f"  {command.name}: {found.seconds:.2f} s, {megabytes:.0f} MB", file=sys.stderr)
         drop(work / "out")
     return {name: found for name, found in runs.items() if name not in failed}
 
