@@ -208,7 +208,7 @@ def change(path: Path, command: str, select: Selector, options: Options) -> Repo
         folds, plan = _plan(job, selection)
         if plan.lossy and options.allow_drift is None:
             raise Refused(f"{plan.lossy[0]}; `--allow-drift X` accepts a relative drift of X")
-        state = follow_state(job, plan, folds, lambda other: _folds(job, other, selection, None)[0])
+        state = follow_state(job, plan, folds, lambda other: _folds(job, other, selection, None)[0], outputs.optimizers)
         config = follow(job.found.spec, job.topology, plan, path, output)
         report = _Draft(command, path, output, job, selection, plan, folds, state, config, beside=outputs.warnings)
         if options.dry_run:
@@ -356,6 +356,8 @@ def _write(report: _Draft, paths: Sequence[Path], spec_text: str, record: Mappin
     writer.finish()
     for path, text in zip(paths[1:], (spec_text, record_text + "\n"), strict=False):
         path.write_text(text, encoding="utf-8")
+    for file in report.state.files:
+        file.write(paths[0] / file.name)
 
 
 def _prove(report: _Draft, written: Written, comparison: Aside[Equivalence]) -> _Draft:

@@ -88,15 +88,31 @@ def drop_optimizers(tree: Any) -> dict[TreePath, Any]:
     return {path: None if isinstance(at(tree, path[:-1]), tuple) else REMOVED for path in outer}
 
 
-def write_optimizers(source: Path, target: Path, owners: Sequence[Owner], seed: int) -> list[Followed]:
-    """A file that holds optimizers and no model (`optimizer.pt`), with their entries edited. Raises CheckpointError."""
+@dataclasses.dataclass(frozen=True)
+class OptimizerFile:
+    """A file that holds optimizers and no model (`optimizer.pt`), and what takes the place of what in it."""
+
+    name: str
+    tree: Any
+    replaced: Mapping[TreePath, Any]
+    followed: tuple[Followed, ...]
+
+    def write(self, target: Path) -> None:
+        """Write the edited file; a moment is made when it is written."""
+        made = TorchWriter(
+            target,
+            [],
+            lambda _, write: rebuild(self.tree, {place: write(value) for place, value in self.replaced.items()}),
+        )
+        made.finish()
+
+
+def optimizer_file(source: Path, owners: Sequence[Owner], seed: int) -> OptimizerFile:
+    """Open a file of optimizers and decide what becomes of it. Raises CheckpointError where that cannot be told."""
     tree = load_tree(source, detect(source))
     replaced, followed = edit_optimizers(tree, owners, seed)
-    made = TorchWriter(
-        target, [], lambda _, write: rebuild(tree, {place: write(value) for place, value in replaced.items()})
-    )
-    made.finish()
-    return followed
+    named = tuple(dataclasses.replace(one, label=f"{source.name}:{one.label}") for one in followed)
+    return OptimizerFile(source.name, tree, replaced, named)
 
 
 def edit_optimizers(tree: Any, owners: Sequence[Owner], seed: int) -> tuple[dict[TreePath, Any], list[Followed]]:

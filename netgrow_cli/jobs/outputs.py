@@ -22,6 +22,9 @@ from netgrow_cli.jobs.configuration import Configuration
 _HEADERS = 1 << 16
 """Room for headers, indexes and specs, which are small beside the weights."""
 
+_OPTIMIZER_FILES = ("optimizer.pt", "optimizer.bin")
+"""What transformers' Trainer and accelerate write: the state dict of an optimizer."""
+
 _FILE_ENDINGS = {".safetensors": "safetensors", **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), "torch")}
 
 PAST = {
@@ -44,11 +47,13 @@ def default_output(path: Path, command: str) -> Path:
 class Outputs(abc.ABC):
     """What a change of one checkpoint writes.
 
-    target: its path. warnings: what is left behind, known before anything is written.
+    target: its path. warnings: what is left behind, known before anything is written. optimizers: files in a folder
+    with optimizers that change too.
     """
 
     target: Path
     warnings: tuple[str, ...] = ()
+    optimizers: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def check(self) -> None:
@@ -140,13 +145,14 @@ class _Folder(Outputs):
             [f"left out, as asked for (--drop-optimizer): {', '.join(beside.optimizer)}"] if beside.optimizer else []
         )
         self.warnings = (*beside.notes(), *dropped)
+        self.optimizers = () if drop_optimizer or set(beside.optimizer) - set(_OPTIMIZER_FILES) else beside.optimizer
 
     def check(self) -> None:
         check_folder(self.target, force=self._force, inputs=[self._path])
-        if self._beside.optimizer and not self._drop_optimizer:
+        if self._beside.optimizer and not self._drop_optimizer and not self.optimizers:
             raise CheckpointError(
-                f"{self._path}: the optimizer's state in {', '.join(self._beside.optimizer)} does not fit the changed "
-                "weights; pass --drop-optimizer to leave it out"
+                f"{self._path}: the optimizer's state in {', '.join(self._beside.optimizer)} is of a kind that netgrow "
+                "cannot change with the weights; pass --drop-optimizer to leave it out"
             )
         if self._beside.left_out and same_file(self.target, self._path):
             raise UsageError(
@@ -157,7 +163,8 @@ class _Folder(Outputs):
     @contextlib.contextmanager
     def staged(self, config: Configuration | None, size: int) -> Iterator[Staging]:
         with staged_folder(self.target, force=self._force, inputs=[self._path]) as staged:
-            require_space(self.target, size + self._beside.size + _HEADERS)
+            states = sum((self._path / name).stat().st_size for name in self.optimizers)
+            require_space(self.target, size + self._beside.size + states + _HEADERS)
             (folder,) = staged.paths
             if config is not None and config.changes:
                 (folder / config.output.name).write_text(config.text, encoding="utf-8")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from netgrow_cli.checkpoint.siblings import Sibling
     from netgrow_cli.checkpoint.types import Checkpoint
     from netgrow_cli.jobs.job import Job
-    from netgrow_cli.jobs.optimizers import Followed
+    from netgrow_cli.jobs.optimizers import Followed, OptimizerFile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,25 +56,33 @@ class Along:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingState:
-    """What goes along, what stays, and by path into the checkpoint's tree what takes the place of what."""
+    """What goes along, what stays, and by path into the checkpoint's tree what takes the place of what.
+
+    files: those of a folder that hold optimizers, with what becomes of them.
+    """
 
     along: tuple[Along, ...] = ()
     warnings: tuple[str, ...] = ()
     replaced: Mapping[tuple[str | int, ...], Any] = dataclasses.field(default_factory=dict)
     optimizers: tuple[Followed, ...] = ()
+    files: tuple[OptimizerFile, ...] = ()
 
 
-def follow_state(job: Job, plan: Plan, folds: Folds, fold: Callable[[Network], Folds]) -> TrainingState:
+def follow_state(
+    job: Job, plan: Plan, folds: Folds, fold: Callable[[Network], Folds], files: Sequence[str] = ()
+) -> TrainingState:
     """Decide what follows. Raises CheckpointError or UsageError where that cannot be told.
 
-    folds: the model's own; fold: those of another network with the same changes.
+    folds: the model's own; fold: those of another network with the same changes. files: those beside the weights, in a
+    folder, that hold optimizers.
     """
     options = job.options
     if job.checkpoint.tree() is None:
         for flag, given in (("--also", options.also), ("--leave", options.leave)):
             if given:
                 raise UsageError(f"{flag} {given[0]}: {job.path.name} holds one state dict")
-        return TrainingState()
+        beside = tuple(_beside(job, plan, name) for name in files)
+        return TrainingState(optimizers=tuple(one for file in beside for one in file.followed), files=beside)
     from netgrow_cli.jobs.optimizers import drop_optimizers, edit_optimizers
 
     checkpoint = job.checkpoint
@@ -130,6 +138,27 @@ def prove_along(job: Job, plan: Plan, state: TrainingState, changed: Checkpoint,
             )
         proven.append(dataclasses.replace(one, equivalence=found, folded=folded))
     return tuple(proven)
+
+
+def _beside(job: Job, plan: Plan, name: str) -> OptimizerFile:
+    """The optimizers in a file of the folder that the weights are in."""
+    from netgrow_cli.checkpoint.trainer_state import match_trainer
+    from netgrow_cli.jobs.optimizers import Owner, optimizer_file
+
+    checkpoint, aliases = job.checkpoint, job.topology.aliases
+    edits = {name: plan.edits[aliases[name]] for name in checkpoint.tensors if aliases.get(name) in plan.edits}
+    owner = Owner(
+        (),
+        checkpoint.tensors,
+        edits,
+        checkpoint.read,
+        match=lambda optimizer: match_trainer(optimizer, checkpoint.tensors, job.path),
+    )
+    try:
+        return optimizer_file(job.path / name, [owner], job.options.seed)
+    except CheckpointError as error:
+        way_out = "" if "--drop-optimizer" in str(error) else "; pass --drop-optimizer to leave it out"
+        raise CheckpointError(f"{error}{way_out}") from None
 
 
 # -- which -----------------------------------------------------------------------------------------

@@ -45,8 +45,8 @@ class WidthChange:
 
     @functools.cached_property
     def index(self) -> IndexMap:
-        """The sources as an array."""
-        return np.asarray(self.sources, dtype=np.int64)
+        """The sources as an array, which is not to be written to."""
+        return _as_index(self.sources)
 
     @functools.cached_property
     def fresh(self) -> tuple[int, ...]:
@@ -94,9 +94,22 @@ def shares(count: int) -> tuple[float, ...]:
     return (*(2.0 ** -(n + 1) for n in range(count - 1)), 2.0 ** -(count - 1))
 
 
+# The blocks of a large network change alike, and then share their indices.
+@functools.lru_cache(maxsize=64)
+def _grown(size: int, add: int) -> tuple[int, ...]:
+    return (*range(size), *[FRESH] * add)
+
+
+@functools.lru_cache(maxsize=64)
+def _as_index(sources: tuple[int, ...]) -> IndexMap:
+    index = np.asarray(sources, dtype=np.int64)
+    index.flags.writeable = False
+    return index
+
+
 def expand(width: int, size: int, add: int, init: Init = "match") -> WidthChange:
     """`add` fresh units behind the old ones."""
-    return WidthChange(width, size, (*range(size), *[FRESH] * add), "expand", init=init)
+    return WidthChange(width, size, _grown(size, add), "expand", init=init)
 
 
 def split(width: int, size: int, units: Sequence[int], noise: float, ways: int = 2) -> WidthChange:

@@ -236,7 +236,7 @@ def _axis_edit(network: _Network, decisions: Decisions, tensor: str, axis: int, 
     sharing: list[Sharing] = []
     absorb: list[Absorbing] = []
     pooled: list[Absorbing] = []
-    scale, times = np.ones(length), np.zeros(length, dtype=np.int64)
+    scale, times = _ones(length), np.zeros(length, dtype=np.int64)
     for width in dict.fromkeys(leaf.id for leaf in leaves(layout) if leaf.id in changes):
         change, fill = changes[width], decisions.fills[width]
         found = network.roles.get((tensor, axis, width), {Role.DATA})
@@ -254,7 +254,7 @@ def _axis_edit(network: _Network, decisions: Decisions, tensor: str, axis: int, 
             sharing.extend(_sharing(reading, change))
             times += fresh
             mirror.append(_joined(_pairs(making, change.mirrors)))
-            scale *= _copy_scale(making, change)
+            scale = scale * _copy_scale(making, change) if change.copies else scale
             if consumes and safe and not makes:
                 random |= fresh
                 continue
@@ -288,8 +288,13 @@ def _axis_edit(network: _Network, decisions: Decisions, tensor: str, axis: int, 
         pooled=tuple(pooled),
         scale=scale,
         carried=np.flatnonzero(carried),
-        gain=np.ones(length) if factor is None else factor[alike],
+        gain=_ones(length) if factor is None else factor[alike],
     )
+
+
+def _ones(length: int) -> Factors:
+    """So many ones, in the memory of a single one: a large network has thousands of axes that nothing scales."""
+    return np.broadcast_to(np.float64(1.0), length)
 
 
 def _check_tied(topology: Topology, change: WidthChange, tensor: str, fill: Fill, safe: bool) -> None:

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import nn
 
+import netgrow_cli
 from netgrow_cli.checkpoint import open_checkpoint
 from netgrow_cli.checkpoint.optimizer import OptimizerState, find_optimizers
 from netgrow_cli.checkpoint.trainer_state import match_trainer
 from netgrow_cli.errors import CheckpointError
-from netgrow_cli.jobs.optimizers import Owner, write_optimizers
+from netgrow_cli.jobs.optimizers import Owner, optimizer_file
 from netgrow_cli.surgery.change import expand
 from netgrow_cli.surgery.plan import make_plan
 from netgrow_cli.topology.discover import find_spec
@@ -141,7 +142,9 @@ def test_an_edited_optimizer_file_loads_and_steps(tmp_path: Path) -> None:
             checkpoint.read,
             match=lambda optimizer: match_trainer(optimizer, checkpoint.tensors, tmp_path),
         )
-        (followed,) = write_optimizers(tmp_path / "optimizer.pt", tmp_path / "new.pt", [owner], 0)
+        made = optimizer_file(tmp_path / "optimizer.pt", [owner], 0)
+        made.write(tmp_path / "new.pt")
+        (followed,) = made.followed
     assert len(changes) == 2 and followed.changed == 6
     model.config.intermediate_size = 40
     grown = transformers.LlamaForCausalLM(model.config)
@@ -158,3 +161,30 @@ def test_an_edited_optimizer_file_loads_and_steps(tmp_path: Path) -> None:
     ids = torch.randint(0, 64, (2, 6))
     grown(input_ids=ids, labels=ids).loss.backward()
     optimizer.step()
+
+
+@pytest.mark.parametrize("add", (8, 0))
+def test_a_folder_of_the_trainer_changes_with_its_optimizer(tmp_path: Path, add: int) -> None:
+    """By the command's own way: the new folder loads, and the optimizer steps on."""
+    model, folder = llama(), tmp_path / "checkpoint"
+    found = saved(folder, model, trainer_groups(model))
+    what: dict[str, Any] = {"layer": "model.layers.*.mlp.up_proj", "spec": None}
+    report = (
+        netgrow_cli.expand(folder, add=add, **what)
+        if add
+        else netgrow_cli.split(folder, units=[3, 5], noise=0.2, **what)
+    )
+    assert [(one.label.split(":")[0], one.changed) for one in report.state.optimizers] == [("optimizer.pt", 6)]
+    grown = transformers.AutoModelForCausalLM.from_pretrained(report.output)
+    by_name, groups = dict(grown.named_parameters()), trainer_groups(grown)
+    optimizer = torch.optim.AdamW([{"params": [by_name[name] for name in group]} for group in groups])
+    optimizer.load_state_dict(torch.load(report.output / "optimizer.pt", weights_only=True))
+    for parameter, entries in optimizer.state.items():
+        assert entries["exp_avg"].shape == entries["exp_avg_sq"].shape == parameter.shape
+        assert entries["step"] == found.state[0]["step"]
+    ids = torch.randint(0, 64, (2, 6))
+    grown(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    (folder / "config.json").write_text("{}")  # without which nobody knows the order
+    with pytest.raises(CheckpointError, match="--drop-optimizer"):
+        netgrow_cli.expand(folder, add=2, spec=report.output / "netgrow.yaml", layer=what["layer"], force=True)
