@@ -34,8 +34,12 @@ $(ZOO_READY): pyproject.toml constraints-zoo.txt
 	$(ZOO)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-zoo.txt -e '.[zoo]'
 	touch $(ZOO_READY)
 
+# What needs transformers beside the zoo's own tests.
+HF_TESTS = tests/folders/test_transformers.py tests/checkpoint/test_trainer_state.py tests/checkpoint/test_folder.py \
+	tests/topology/test_shipped.py tests/topology/test_trace_transformers.py tests/topology/test_trace_mixtures.py
+
 zoo: $(ZOO_READY)
-	$(ZOO)/bin/python -m pytest tests/zoo
+	$(ZOO)/bin/python -m pytest tests/zoo $(HF_TESTS)
 
 zoo-table: $(ZOO_READY)
 	$(ZOO)/bin/python -m benchmarks.zoo.run

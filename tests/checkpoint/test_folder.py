@@ -111,6 +111,7 @@ def test_changed_shapes_stay_in_their_shard_and_count(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [1, 30, 70, 10**6])
 def test_sharding_anew_is_that_of_the_library(tmp_path: Path, size: int) -> None:
+    pytest.importorskip("huggingface_hub")
     from huggingface_hub import split_torch_state_dict_into_shards
 
     folder = sharded(tmp_path / "m")

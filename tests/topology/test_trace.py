@@ -158,6 +158,32 @@ def test_the_batch_is_free() -> None:
         assert (shape[0] == "batch") == (not toy.unknown), toy.name
 
 
+class Cut(nn.Module):
+    """Cut at an index, and into parts of which the first is longer."""
+
+    def __init__(self, where: Any) -> None:
+        super().__init__()
+        self.a, self.where = nn.Linear(4, 7), where
+        self.outs = nn.ModuleList(nn.Linear(size, 2) for size in ([2, 5] if isinstance(where, tuple) else [3, 2, 2]))
+
+    def forward(self, x):
+        parts = torch.tensor_split(self.a(x), self.where, dim=1)
+        return sum(out(torch.relu(part)) for out, part in zip(self.outs, parts, strict=True))
+
+
+@pytest.mark.parametrize("where", [(2,), 3])
+def test_tensor_split(where: Any, tmp_path: Path) -> None:
+    model = started(lambda: Cut(where)).double()
+    text = trace_model(started(lambda: Cut(where)), [parse_input("float32[2,4]")]).text
+    assert "op: split" in text
+    (tmp_path / "s.yaml").write_text(text)
+    torch.save(model.state_dict(), tmp_path / "m.pt")
+    with opened(tmp_path / "m.pt", Options(spec=tmp_path / "s.yaml")) as job, torch.no_grad():
+        inputs = {"x": torch.randn(2, 4, dtype=torch.float64)}
+        alike(job.network.outputs({"batch": 2}, inputs, torch.float64), [model(inputs["x"])], 1e-12)
+        assert sum(info.frozen is None for info in job.topology.widths.values()) == len(model.outs)
+
+
 # -- operations in place ----------------------------------------------------------------------------------
 
 SAME = {

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from netgrow_cli.topology.trace.convert import Converter, Handler
-from netgrow_cli.topology.trace.reading import argument, as_list, operation, shape
+from netgrow_cli.topology.trace.reading import argument, as_list, operation, shape, shape_of
 
 _BIG = 2**62
 """Where a slice says "to the end"."""
@@ -50,6 +50,17 @@ def _chunk(made: Converter, node: Any) -> bool:
         made.put(node, "split", [node.args[0]], attrs={"sizes": each, "axis": axis}, outputs=count)
         return True
     made.put(node, "chunk", [node.args[0]], attrs={"chunks": node.args[1], "axis": axis}, outputs=count)
+    return True
+
+
+def _tensor_split(made: Converter, node: Any) -> bool:
+    """Cut at indices, or into so many parts of which the first may be longer by one."""
+    axis = argument(node, 2, "dim", 0)
+    parts = [shape_of(part)[axis] for part in as_list(node.meta["val"])]
+    if isinstance(node.args[1], int) and len(set(parts)) == 1:
+        made.put(node, "chunk", [node.args[0]], attrs={"chunks": len(parts), "axis": axis}, outputs=len(parts))
+    else:
+        made.put(node, "split", [node.args[0]], attrs={"sizes": parts, "axis": axis}, outputs=len(parts))
     return True
 
 
@@ -239,6 +250,7 @@ HANDLERS: dict[str, Handler] = {
     "split": _split,
     "split_with_sizes": _split,
     "chunk": _chunk,
+    "tensor_split": _tensor_split,
     "slice": _slice,
     "alias": _all_of_it,
     "select": _select,
