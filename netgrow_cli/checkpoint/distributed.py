@@ -81,8 +81,7 @@ class DistributedCheckpoint(Checkpoint):
         metadata: Mapping[str, str] | None = None,
         replace: Mapping[TreePath, Any] | None = None,
     ) -> Writer:
-        if [info.name for info in tensors] != list(self.tensors):
-            raise ValueError(f"the new tensors of {self.path} must have the same names in the same order")
+        self.require_same_names(tensors)
         places = {info.name: (*self.state_path, self.prefix + info.name) for info in tensors}
         return DistributedWriter(path, tensors, places, lambda: self._tree, replace or {})
 

@@ -84,8 +84,7 @@ class FolderCheckpoint(Checkpoint):
         """A writer of weights into a folder that is there. See `Checkpoint.writer`."""
         if replace:
             raise ValueError("a folder's weights have nothing beside the tensors to replace")
-        if [info.name for info in tensors] != list(self.tensors):
-            raise ValueError(f"the new tensors of {self.path} must have the same names in the same order")
+        self.require_same_names(tensors)
         # Names of a safetensors file never tie: what is there twice is written twice.
         ties = self.format == "torch"
         stored = [_renamed(info if ties else dataclasses.replace(info, tied_to=None), self.prefix) for info in tensors]

@@ -96,8 +96,7 @@ class SafetensorsCheckpoint(Checkpoint):
     ) -> Writer:
         if replace:
             raise ValueError("a safetensors file has nothing beside its tensors to replace")
-        if [info.name for info in tensors] != list(self.tensors):
-            raise ValueError(f"the new tensors of {self.path} must have the same names in the same order")
+        self.require_same_names(tensors)
         merged = {**self.metadata, **(metadata or {})}
         return SafetensorsWriter(
             path, tensors, metadata=merged if merged or self._has_metadata else None, prefix=self.prefix

@@ -80,8 +80,7 @@ class TorchCheckpoint(Checkpoint):
         metadata: Mapping[str, str] | None = None,
         replace: Mapping[TreePath, Any] | None = None,
     ) -> Writer:
-        if [info.name for info in tensors] != list(self.tensors):
-            raise ValueError(f"the new tensors of {self.path} must have the same names in the same order")
+        self.require_same_names(tensors)
         tree, at, prefix, others = self._tree, self.state_path, self.prefix, dict(replace or {})
 
         def assemble(values: Mapping[str, torch.Tensor], write_deferred: Callable[[Any], Any]) -> Any:

@@ -119,6 +119,11 @@ class Checkpoint(abc.ABC):
         replace: by path into `tree()`, values that take the place of what is there (.pt; optimizer states).
         """
 
+    def require_same_names(self, tensors: Sequence[TensorInfo]) -> None:
+        """ValueError unless these are the checkpoint's tensors, in its order."""
+        if [info.name for info in tensors] != list(self.tensors):
+            raise ValueError(f"the new tensors of {self.path} must have the same names in the same order")
+
     @abc.abstractmethod
     def close(self) -> None:
         """Release the file."""

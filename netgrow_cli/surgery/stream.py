@@ -21,13 +21,16 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
+_LONG = 1 << 10
+"""Bytes from which on a run is worth a place of its own in a read."""
+
 
 def edit_into(source: Source, edit: TensorEdit, seed: int, new: Region, advance: Advance = nothing) -> None:
     """Write the edited tensor's bytes to `new`. Memory: of one block, or of what cannot be divided into blocks."""
     draws = Draws(seed, edit, source)
     if isinstance(source, RegionSource) and moves_rows_only(edit):
         _move_rows(source, edit, draws, new, advance)
-    elif isinstance(source, RegionSource) and (axis := _inserted(edit)) is not None:
+    elif isinstance(source, RegionSource) and (axis := _inserted(edit, source)) is not None:
         _insert_zeros(source, edit, axis, new, advance)
     elif divisible(edit):
         row = new.size // max(1, edit.after[0])
@@ -56,11 +59,14 @@ def _move_rows(source: RegionSource, edit: TensorEdit, draws: Draws, new: Region
             _write(new, block.first * row, edited(source.rows(0, 0), block.edit, draws), advance)
 
 
-def _inserted(edit: TensorEdit) -> AxisEdit | None:
-    """The one axis, not the first, along which zeros come between what stays as it is; None for any other edit."""
+def _inserted(edit: TensorEdit, source: RegionSource) -> AxisEdit | None:
+    """The one axis, not the first, along which zeros come between what stays as it is; None for any other edit, and
+    where what stays lies in pieces so short that reading them one by one would take longer."""
     if len(edit.axes) != 1 or edit.rescales or edit.axes[0].axis == 0:
         return None
     axis = edit.axes[0]
+    if source.region.size // max(1, math.prod(edit.before[: axis.axis])) < _LONG:
+        return None
     kept = axis.index[axis.index >= 0]
     others = (
         axis.sharing
