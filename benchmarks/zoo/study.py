@@ -382,7 +382,9 @@ class _Bench:
         except NetgrowError as error:
             return _Tried(f"{type(error).__name__}: {first_line(error)}"[:400])
         try:
-            found = apart(self.outputs(netgrow_cli.fit(copy.deepcopy(self.model), output)), self.wanted)
+            # (What a model has cached of its old sizes it drops when training begins.)
+            fresh = copy.deepcopy(self.model).train().eval()
+            found = apart(self.outputs(netgrow_cli.fit(fresh, output)), self.wanted)
         except Exception as error:  # whatever the model's own code raises at the new sizes
             why, found = f"{type(error).__name__}: {first_line(error)}"[:400], math.inf
         else:

@@ -63,8 +63,11 @@ class Aside(Generic[Result]):
 
 
 def can_go_aside() -> bool:
-    """Whether a copy of this process would be a sound one, and spare it an import: no threads, no torch yet."""
-    return hasattr(os, "fork") and "torch" not in sys.modules and threading.active_count() == 1
+    """Whether a copy of this process would be a sound one, and spare it an import: no threads, no torch yet.
+
+    (On macOS system libraries may not be used in a copy.)
+    """
+    return sys.platform == "linux" and "torch" not in sys.modules and threading.active_count() == 1
 
 
 @contextlib.contextmanager

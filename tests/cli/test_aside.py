@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -67,7 +66,7 @@ assert time.monotonic() - began < 30
 }
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.skipif(sys.platform != "linux", reason="only there")
 @pytest.mark.parametrize("name", CASES)
 def test_aside(name: str) -> None:
     tail = "\ntry:\n    os.waitpid(-1, 0)\nexcept ChildProcessError:\n    print('nothing left')\n"
@@ -81,7 +80,7 @@ def test_aside(name: str) -> None:
     assert done.returncode == 0 and done.stdout == "nothing left\n", done.stderr
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.skipif(sys.platform != "linux", reason="only there")
 def test_a_proof_aside_is_the_same(tmp_path: Path) -> None:
     """The command line with every network as if it were large, with and without a process of its own."""
     code = (
