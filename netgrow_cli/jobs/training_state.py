@@ -231,7 +231,7 @@ def _network(network: Network, values: Mapping[str, torch.Tensor], checkpoint: C
         name: dataclasses.replace(info, dtype=name_of(values[name].dtype) or "") if name in values else info
         for name, info in network.infos.items()
     }
-    return dataclasses.replace(network, infos=infos, read=read)
+    return network.reading(read, infos)
 
 
 def _source(network: Network, name: str) -> Source:

@@ -57,4 +57,4 @@ def permuted(network: Network, widths: Sequence[WidthInfo], seed: int) -> Networ
         edit = plan.edits.get(topology.aliases[name])
         return tensor if edit is None else apply_edit(tensor, edit, seed)
 
-    return dataclasses.replace(network, read=read)
+    return network.reading(read)

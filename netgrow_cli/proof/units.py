@@ -71,7 +71,7 @@ class Narrowed:
             source = network.sources(name)
             return as_tensor(source, _taken(source, self.axes[name], units))
 
-        return dataclasses.replace(network, read=read, sources=None)
+        return network.reading(read)
 
 
 def narrowed(found: Cut, new: Topology, piece: Piece, edited: Edited) -> Narrowed | None:

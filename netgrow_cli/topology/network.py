@@ -35,6 +35,10 @@ class Network:
         """The network in a checkpoint."""
         return cls(graph, checkpoint.tensors, checkpoint.read, device, functools.partial(source_of, checkpoint))
 
+    def reading(self, read: Callable[[str], Any], infos: Mapping[str, TensorInfo] | None = None) -> Network:
+        """The same network with tensors from elsewhere, which are read as a whole."""
+        return dataclasses.replace(self, read=read, sources=None, infos=self.infos if infos is None else infos)
+
     def solved(self, sizes: Mapping[str, int] | None = None) -> Topology:
         """Its topology, with the given sizes of named input axes."""
         usual = default_sizes(self.graph)
