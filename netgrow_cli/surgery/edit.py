@@ -285,9 +285,10 @@ def _share(tensor: Array, axis: AxisEdit, level: int, draws: Draws) -> None:
 
 def _apart(wide: Wide, shift: Wide, dtype: str) -> tuple[Array, Array]:
     """w/2 + e and w/2 - e, the smaller one rounded as the larger one needs it (Sterbenz' lemma)."""
-    first = narrow(wide / 2 + shift, dtype)
-    other = narrow(wide - widen(first, dtype), dtype)
-    return narrow(wide - widen(other, dtype), dtype), other
+    with np.errstate(invalid="ignore"):  # (infinite weights add up to none, which is seen then)
+        first = narrow(wide / 2 + shift, dtype)
+        other = narrow(wide - widen(first, dtype), dtype)
+        return narrow(wide - widen(other, dtype), dtype), other
 
 
 def _adds_up(one: Array, other: Array, whole: Wide, dtype: str) -> NDArray[np.bool_]:
