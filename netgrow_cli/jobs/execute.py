@@ -6,14 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from netgrow_cli.checkpoint import Checkpoint, TensorInfo, Writer
 from netgrow_cli.checkpoint.numbers import narrow, widen
 from netgrow_cli.checkpoint.positioned import write_at
 from netgrow_cli.checkpoint.source import ArraySource, Source, source_of
 from netgrow_cli.checkpoint.transfer import Advance, Lanes, copy, in_parallel, nothing
 from netgrow_cli.checkpoint.types import Region
+from netgrow_cli.errors import CheckpointError
 from netgrow_cli.surgery.edit import Draws, edited
 from netgrow_cli.surgery.plan import Plan
 from netgrow_cli.surgery.stream import edit_into
@@ -54,25 +53,24 @@ class Execution:
     def _fill(self, task: tuple[str, Region]) -> None:
         """One tensor's bytes to where they go."""
         name, new = task
-        edit, old = self._edit(name), self.checkpoint.region(name)
-        if edit is not None or self._patch(name) is not None:
-            source = self._source(name)
-            if edit is not None:
+        edit, source, old = self._edit(name), self._changed(name), self.checkpoint.region(name)
+        try:
+            if source is not None and edit is not None:
                 edit_into(source, edit, self.seed, new, self.advance)
+            elif source is None and old is not None:
+                copy(old, new, self.advance)
             else:
-                write_at(new.fd, new.start, source.whole().reshape(-1).view(np.uint8).data)
-        elif old is not None:
-            copy(old, new, self.advance)
-        else:
-            write_at(new.fd, new.start, self.checkpoint.read_bytes(name))
-            self.advance(new.size)
+                data = self.checkpoint.read_bytes(name) if source is None else source.whole().tobytes()
+                write_at(new.fd, new.start, data)
+                self.advance(new.size)
+        except EOFError as error:
+            where = f"{self.checkpoint.path}: tensor {name!r}"
+            raise CheckpointError(f"{where}: {error}; something else is changing it") from None
 
     def _give(self, writer: Writer, name: str) -> None:
         from netgrow_cli.checkpoint.tensor_bytes import from_stored
 
-        edit, source = self._edit(name), None
-        if edit is not None or self._patch(name) is not None:
-            source = self._source(name)
+        edit, source = self._edit(name), self._changed(name)
         if source is None:
             tensor = self.checkpoint.read(name)
         else:
@@ -89,8 +87,12 @@ class Execution:
     def _patch(self, name: str) -> Any:
         return self.patches.get(self.topology.aliases[name])
 
-    def _source(self, name: str) -> Source:
-        source, patch = source_of(self.checkpoint, name), self._patch(name)
+    def _changed(self, name: str) -> Source | None:
+        """The old tensor, patched, where it does not stay as it is."""
+        patch = self._patch(name)
+        if patch is None and self._edit(name) is None:
+            return None
+        source = source_of(self.checkpoint, name)
         if patch is None:
             return source
         patched = widen(source.whole(), source.dtype) + patch.double().numpy()
