@@ -11,7 +11,8 @@ from netgrow_cli.checkpoint.sharding import parse_size
 from netgrow_cli.fitting import fit
 from netgrow_cli.jobs.growing import expanding, splitting
 from netgrow_cli.jobs.job import Options, Report, change
-from netgrow_cli.jobs.shrinking import pruning, recycling
+from netgrow_cli.jobs.recycling import recycling
+from netgrow_cli.jobs.shrinking import pruning
 from netgrow_cli.jobs.verification import compare_checkpoints
 from netgrow_cli.proof.equivalence import Equivalence
 from netgrow_cli.proof.foldback import FoldBack

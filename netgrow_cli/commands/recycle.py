@@ -19,6 +19,6 @@ def recycle(
     ] = DEFAULT_NOISE,
 ) -> int:
     """Make dead units copies of live ones, which share their outgoing weights with them. Shapes stay."""
-    from netgrow_cli.jobs.shrinking import recycling
+    from netgrow_cli.jobs.recycling import recycling
 
     return run_change(common, ckpt, "recycle", recycling(layer or [], width or [], noise=noise))

@@ -29,8 +29,8 @@ def scores(
     csv: Annotated[bool, given("--csv", "Lines of width,unit,score on standard output.")] = False,
 ) -> int:
     """Show one score for each unit of the named layers, or of every width that may change."""
-    from netgrow_cli.jobs.growing import score
     from netgrow_cli.jobs.job import opened
+    from netgrow_cli.jobs.scoring import score
     from netgrow_cli.report.bars import bars
     from netgrow_cli.surgery.select import free_widths, targets
 

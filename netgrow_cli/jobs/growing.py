@@ -9,10 +9,10 @@ import numpy as np
 
 from netgrow_cli.errors import Refused, UsageError
 from netgrow_cli.jobs.job import Job, Selection, Selector
+from netgrow_cli.jobs.scoring import score
 from netgrow_cli.surgery import change
 from netgrow_cli.surgery.change import Init, WidthChange
 from netgrow_cli.surgery.plan import make_plan
-from netgrow_cli.surgery.scores import SCORES, Scores
 from netgrow_cli.surgery.select import (
     Target,
     free_widths,
@@ -155,13 +155,6 @@ def _by_score(
         for _, width, unit in taken:
             picked.setdefault(width, []).append(unit)
     return {width: sorted(set(units)) for width, units in picked.items()}
-
-
-def score(job: Job, by: str, width: int) -> Scores:
-    """One number for each unit of a width. Raises UsageError for a score that does not exist."""
-    if by not in SCORES:
-        raise UsageError(f"--by {by}: there is no such score; there are {', '.join(SCORES)}")
-    return SCORES[by](job.network, width)
 
 
 def _best(job: Job, width: int, picked: list[int], count: int, by: str) -> list[int]:

@@ -26,7 +26,8 @@ from netgrow_cli.jobs.configuration import output_path
 from netgrow_cli.jobs.growing import expanding, splitting
 from netgrow_cli.jobs.job import Options, Report, Selector, change, opened
 from netgrow_cli.jobs.outputs import default_output, outputs_of
-from netgrow_cli.jobs.shrinking import pruning, recycling
+from netgrow_cli.jobs.recycling import recycling
+from netgrow_cli.jobs.shrinking import pruning
 from netgrow_cli.topology.located import Located, load
 from netgrow_cli.topology.shipped.settings import config_path
 

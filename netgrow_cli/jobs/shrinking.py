@@ -1,4 +1,4 @@
-"""Which units a command removes or replaces: prune and recycle."""
+"""Which units prune removes."""
 
 from __future__ import annotations
 
@@ -7,23 +7,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from netgrow_cli.errors import Refused, UsageError
-from netgrow_cli.jobs.growing import score
+from netgrow_cli.errors import UsageError
+from netgrow_cli.jobs.deadness import dead_units, removed
 from netgrow_cli.jobs.job import Job, Selection, Selector
-from netgrow_cli.surgery import change
-from netgrow_cli.surgery.change import WidthChange
-from netgrow_cli.surgery.duplicates import duplicate_units
-from netgrow_cli.surgery.scores import Scores, weight_score
+from netgrow_cli.jobs.merging import merged
+from netgrow_cli.jobs.scoring import score
 from netgrow_cli.surgery.select import (
     Target,
     free_widths,
     independent_widths,
     keeping_ties,
     lowest_units,
-    size_class,
     targets,
     units_of,
-    with_tied,
 )
 
 
@@ -55,9 +51,9 @@ def pruning(
     def select(job: Job) -> Selection:
         chosen = targets(job.topology, layers, widths)
         if dead:
-            return _dead(job, chosen)
+            return dead_units(job, chosen)
         if duplicates:
-            return _duplicates(job, chosen)
+            return merged(job, free_widths(chosen))
         if units is not None:
             picked = units_of(job.topology, chosen, units)
         else:
@@ -96,87 +92,7 @@ def _removal(job: Job, picked: dict[int, list[int]], by: str) -> Selection:
                 f"{job.topology.widths[other].name} is pruned too, its lowest by {by}: its size is tied to that of "
                 f"{names}"
             )
-    changes = tuple(_prune(job, width, units) for width, units in picked.items() if units)
+    changes = tuple(removed(job, width, units) for width, units in picked.items() if units)
     if not changes:
         notes.append("no unit qualifies: the output is a copy")
     return Selection(changes, tuple(notes))
-
-
-def _prune(job: Job, width: int, units: Sequence[int]) -> WidthChange:
-    info = job.topology.widths[width]
-    if len(units) >= info.size:
-        raise Refused(f"{info.name}: that would prune all of its {info.size} units; at least one must stay")
-    return change.prune(width, info.size, units)
-
-
-def _dead(job: Job, chosen: Sequence[Target]) -> Selection:
-    infos = with_tied(job.topology, free_widths(chosen))
-    activity = job.activity([info.width.id for info in infos])
-    found = {info.width.id: activity.dead(info.width.id) for info in infos}
-    notes = []
-    for width, units in _evenly(job, found).items():
-        info = job.topology.widths[width]
-        if len(found[width]) == info.size:
-            notes.append(f"{info.name}: all {info.size} units are dead; one stays")
-        found[width] = units
-        notes.append(f"{info.name}: {len(units)} of {info.size} units dead on {activity.probes.rows} probes")
-    changes = tuple(_prune(job, width, units) for width, units in found.items() if units)
-    if not changes:
-        notes.append("no dead units: the output is a copy")
-    return Selection(changes, tuple(notes), activity)
-
-
-def _evenly(job: Job, found: dict[int, list[int]]) -> dict[int, list[int]]:
-    """What goes of each width, never all; widths whose sizes are tied lose the least that all of them can."""
-    spare = {width: min(len(units), job.topology.widths[width].size - 1) for width, units in found.items()}
-    result = {}
-    for width, units in found.items():
-        count = min(spare.get(other, 0) for other in size_class(job.topology, width))
-        result[width] = units[len(units) - count :]
-    return result
-
-
-def _duplicates(job: Job, chosen: Sequence[Target]) -> Selection:
-    changes, notes = [], []
-    for info in free_widths(chosen):
-        if len(size_class(job.topology, info.width.id)) > 1:
-            raise Refused(f"{info.name}: its size is tied to another's, so its duplicates alone cannot go")
-        pairs = duplicate_units(job.network, info.width.id)
-        notes.append(f"{info.name}: {len(pairs)} of {info.size} units are copies of others")
-        if pairs:
-            changes.append(change.merge(info.width.id, info.size, [(gone, kept, 1.0) for gone, kept in pairs]))
-    if not changes:
-        notes.append("no duplicates: the output is a copy")
-    return Selection(tuple(changes), tuple(notes))
-
-
-def recycling(layers: Sequence[str], widths: Sequence[str], *, noise: float) -> Selector:
-    """Dead units become copies of the live ones with the highest scores."""
-    if not (math.isfinite(noise) and noise >= 0.0):
-        raise UsageError(f"--noise {noise}: a number of at least 0 is needed")
-
-    def select(job: Job) -> Selection:
-        infos = free_widths(targets(job.topology, layers, widths))
-        activity = job.activity([info.width.id for info in infos])
-        changes, notes = [], []
-        for info in infos:
-            dead = activity.dead(info.width.id)
-            notes.append(f"{info.name}: {len(dead)} of {info.size} units dead on {activity.probes.rows} probes")
-            if not dead:
-                continue
-            pairs = _donors(info.name, dead, weight_score(job.network, info.width.id))
-            changes.append(change.recycle(info.width.id, info.size, pairs, noise))
-        if not changes:
-            notes.append("no dead units: the output is a copy")
-        return Selection(tuple(changes), tuple(notes), activity)
-
-    return select
-
-
-def _donors(name: str, dead: Sequence[int], scores: Scores) -> list[tuple[int, int]]:
-    """A live unit for each dead one, the best first, each as seldom as possible."""
-    gone = set(dead)
-    live = [int(unit) for unit in np.argsort(-scores, kind="stable") if int(unit) not in gone]
-    if not live:
-        raise Refused(f"{name}: all of its units are dead; there is none to copy (expand it instead)")
-    return [(unit, live[n % len(live)]) for n, unit in enumerate(dead)]
