@@ -89,7 +89,7 @@ def narrow(numbers: Array, dtype: str) -> Array:
 def all_finite(stored: Array, dtype: str) -> bool:
     """Whether no element of F64, F32, F16 or BF16 is NaN or infinite."""
     if dtype == "BF16":
-        return not bool(((stored & _BFLOAT_EXPONENT) == _BFLOAT_EXPONENT).any())
+        return not stored.size or bool((stored & _BFLOAT_EXPONENT).max() < _BFLOAT_EXPONENT)
     return bool(np.isfinite(stored).all())
 
 

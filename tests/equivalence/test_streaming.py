@@ -39,7 +39,7 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 @pytest.fixture(params=[1, 1 << 10], ids=["short runs", "long runs"])
 def small_blocks(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    monkeypatch.setattr(stream_module, "_LONG", request.param)
+    monkeypatch.setattr(blocks_module, "_LONG", request.param)
     for module in (edit_module, blocks_module, foldback):
         monkeypatch.setattr(module, "ELEMENTS", 12)
     monkeypatch.setattr(edit_module.row_blocks, "__defaults__", (12,))
