@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from netgrow_cli.checkpoint.numbers import stored_dtype
-from netgrow_cli.checkpoint.source import Source
+from netgrow_cli.checkpoint.source import ArraySource, Source
 from netgrow_cli.proof.pieces import Cut, Edited, Piece, Units, settings
 from netgrow_cli.surgery.change import WidthChange
 from netgrow_cli.topology.graph import Node, Ref
@@ -64,14 +64,17 @@ class Narrowed:
         return self._one(old, self.units.old), self._one(new, self.units.new)
 
     def _one(self, network: Network, units: IndexMap) -> Network:
-        def read(name: str) -> Any:
-            if name not in self.axes:
-                return network.read(name)
-            assert network.sources is not None
-            source = network.sources(name)
-            return as_tensor(source, _taken(source, self.axes[name], units))
+        whole = network.sources
+        assert whole is not None
 
-        return network.reading(read)
+        def source(name: str) -> Source:
+            found = whole(name)
+            return ArraySource(_taken(found, self.axes[name], units), found.dtype) if name in self.axes else found
+
+        def read(name: str) -> Any:
+            return as_tensor(found := source(name), found.whole()) if name in self.axes else network.read(name)
+
+        return dataclasses.replace(network, read=read, sources=source)
 
 
 def narrowed(found: Cut, new: Topology, piece: Piece, edited: Edited) -> Narrowed | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from netgrow_cli.topology.ops.base import Call, Op, Param
@@ -16,7 +17,7 @@ def _linear(call: Call) -> Any:
 def _linear_by_rows(call: Call, weight: Rows) -> Any:
     """Each row of the weight makes one unit."""
     x = call.inputs[0]
-    read = x.reshape(-1, x.shape[-1]).t().contiguous()
+    read = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).t().contiguous()
     made = x.new_empty(weight.shape[0], read.shape[1])
     for start, block in weight.blocks(call.dtype):
         call.torch.mm(block, read, out=made[start : start + len(block)])
@@ -29,7 +30,7 @@ def _linear_in_numpy(call: Call) -> Any:
 
 def _linear_by_rows_in_numpy(call: Call, weight: Rows) -> Any:
     x = call.inputs[0]
-    read = call.np.ascontiguousarray(x.reshape(-1, x.shape[-1]).T)
+    read = call.np.ascontiguousarray(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).T)
     made = call.np.empty((weight.shape[0], read.shape[1]), x.dtype)
     for start, block in weight.blocks(call.dtype):
         call.np.matmul(block, read, out=made[start : start + len(block)])
@@ -47,9 +48,10 @@ def _linear_io(call: Call) -> Any:
 def _linear_io_by_rows(call: Call, weight: Rows) -> Any:
     """Each row of the weight is what one unit adds."""
     x = call.inputs[0]
-    out: Any = 0.0
+    shape = (*x.shape[:-1], weight.shape[1])
+    out = x.new_zeros(shape) if call.torch is not None else call.np.zeros(shape, x.dtype)
     for start, block in weight.blocks(call.dtype):
-        out = out + x[..., start : start + len(block)] @ block
+        out += x[..., start : start + len(block)] @ block
     return _plus_bias(call, out)
 
 
