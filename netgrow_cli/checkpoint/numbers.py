@@ -51,13 +51,20 @@ def stored_dtype(dtype: str) -> np.dtype[Any]:
 def decode(dtype: str, stored: Array) -> Array | None:
     """Stored elements as numbers; None for dtypes that are not decoded (F4, F6, quantised)."""
     if dtype == "BF16":
-        return (stored.astype(np.uint32) << 16).view(np.float32)
+        bits = stored.astype(np.uint32)
+        bits <<= 16
+        return bits.view(np.float32)
     if dtype in _FLOAT8:
         return _float8_table(*_FLOAT8[dtype])[stored]
     if dtype == "F8_E8M0":
         powers = np.exp2(stored.astype(np.float64) - 127)
         return np.where(stored == 255, np.nan, powers)
     return stored if dtype in _NUMPY else None
+
+
+def is_decoded(dtype: str) -> bool:
+    """Whether numpy has, or is told here, what a dtype's elements are as numbers."""
+    return dtype in _NUMPY or dtype in _FLOAT8 or dtype == "F8_E8M0"
 
 
 def widen(stored: Array, dtype: str) -> NDArray[np.float64]:

@@ -30,7 +30,7 @@ _ADDING = ("linear", "linear_io", "conv1d", "conv2d", "conv3d")
 
 _UNIT_BY_UNIT = {op.name for op in elementwise.OPS if op.name != "root_scale"} | {"batch_norm"}
 
-_READ = 1 << 20
+_READ = 1 << 17
 """Elements that are read at once, where few of each row are wanted."""
 
 
@@ -158,6 +158,11 @@ def _taken(source: Source, axis: int, units: IndexMap) -> Any:
     if axis == 0:
         runs = np.split(units, np.flatnonzero(np.diff(units) != 1) + 1)
         return np.concatenate([source.rows(int(run[0]), int(run[-1]) + 1) for run in runs])
+    found = np.empty((shape[0], len(units), *shape[2:]), stored_dtype(source.dtype))
     step = max(1, _READ * shape[0] // source.size)
-    starts = range(0, shape[0], step)
-    return np.concatenate([source.rows(start, min(shape[0], start + step))[:, units] for start in starts])
+    run = slice(int(units[0]), int(units[-1]) + 1)
+    wanted = run if run.stop - run.start == len(units) else units
+    for start in range(0, shape[0], step):
+        stop = min(shape[0], start + step)
+        found[start:stop] = source.rows(start, stop)[:, wanted]
+    return found

@@ -50,18 +50,14 @@ def numbers(source: Source, dtype: Any, stored: Any = None) -> Any:
     Raises NeedsTorch for dtypes that numpy has nothing like.
     """
     from netgrow_cli.checkpoint.dtypes import is_float
-    from netgrow_cli.checkpoint.numbers import decode, widen
+    from netgrow_cli.checkpoint.numbers import is_decoded, widen
 
+    if not is_decoded(source.dtype):
+        raise NeedsTorch(f"{source.dtype} values")
     stored = source.whole() if stored is None else stored
     if is_float(source.dtype):
-        if decode(source.dtype, stored[:0]) is None:
-            raise NeedsTorch(f"{source.dtype} values")
         return widen(stored, source.dtype).astype(dtype, copy=False)
-    if source.dtype == "BOOL":
-        return stored.astype(bool)
-    if decode(source.dtype, stored[:0]) is None or stored.dtype.kind not in "iu":
-        raise NeedsTorch(f"{source.dtype} values")
-    return stored
+    return stored.astype(bool) if source.dtype == "BOOL" else stored
 
 
 def finite(values: Any) -> bool:
