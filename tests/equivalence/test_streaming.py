@@ -24,7 +24,6 @@ from netgrow_cli.proof import foldback
 from netgrow_cli.proof.foldback import tensor_folds
 from netgrow_cli.surgery import blocks as blocks_module
 from netgrow_cli.surgery import edit as edit_module
-from netgrow_cli.surgery import stream as stream_module
 from netgrow_cli.surgery.blocks import blocks, divisible
 from netgrow_cli.surgery.change import WidthChange, expand, merge, prune, split
 from netgrow_cli.surgery.edit import Draws, edited
