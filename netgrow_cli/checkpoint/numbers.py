@@ -62,11 +62,6 @@ def decode(dtype: str, stored: Array) -> Array | None:
     return stored if dtype in _NUMPY else None
 
 
-def is_decoded(dtype: str) -> bool:
-    """Whether numpy has, or is told here, what a dtype's elements are as numbers."""
-    return dtype in _NUMPY or dtype in _FLOAT8 or dtype == "F8_E8M0"
-
-
 def widen(stored: Array, dtype: str) -> NDArray[np.float64]:
     """Elements of a floating dtype as float64, exactly."""
     numbers = decode(dtype, stored)

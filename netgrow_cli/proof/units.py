@@ -159,10 +159,13 @@ def _taken(source: Source, axis: int, units: IndexMap) -> Any:
         runs = np.split(units, np.flatnonzero(np.diff(units) != 1) + 1)
         return np.concatenate([source.rows(int(run[0]), int(run[-1]) + 1) for run in runs])
     found = np.empty((shape[0], len(units), *shape[2:]), stored_dtype(source.dtype))
-    step = max(1, _READ * shape[0] // source.size)
+    inner = source.size // shape[0]
+    step = max(1, min(shape[0], _READ // inner))
+    read = np.empty((step, *shape[1:]), found.dtype)
     run = slice(int(units[0]), int(units[-1]) + 1)
     wanted = run if run.stop - run.start == len(units) else units
     for start in range(0, shape[0], step):
-        stop = min(shape[0], start + step)
-        found[start:stop] = source.rows(start, stop)[:, wanted]
+        block = read[: min(step, shape[0] - start)]
+        source.fill(block, start * inner)
+        found[start : start + len(block)] = block[:, wanted]
     return found

@@ -44,20 +44,24 @@ def given(values: Any, dtype: Any, device: str = "cpu") -> Any:
     return (tensor.to(dtype) if tensor.is_floating_point() else tensor).to(device)
 
 
+def decoded(dtype: str, stored: Any) -> Any:
+    """Stored elements as numbers of some dtype that holds them. Raises NeedsTorch for what numpy has nothing like."""
+    from netgrow_cli.checkpoint.numbers import decode
+
+    found = decode(dtype, stored)
+    if found is None:
+        raise NeedsTorch(f"{dtype} values")
+    return found
+
+
 def numbers(source: Source, dtype: Any, stored: Any = None) -> Any:
-    """A tensor's numbers as an array; floating ones in `dtype`. stored: some of its elements instead of all.
-
-    Raises NeedsTorch for dtypes that numpy has nothing like.
-    """
+    """A tensor's numbers as an array; floating ones in `dtype`. stored: some of its elements instead of all."""
     from netgrow_cli.checkpoint.dtypes import is_float
-    from netgrow_cli.checkpoint.numbers import is_decoded, widen
 
-    if not is_decoded(source.dtype):
-        raise NeedsTorch(f"{source.dtype} values")
-    stored = source.whole() if stored is None else stored
+    found = decoded(source.dtype, source.whole() if stored is None else stored)
     if is_float(source.dtype):
-        return widen(stored, source.dtype).astype(dtype, copy=False)
-    return stored.astype(bool) if source.dtype == "BOOL" else stored
+        return found.astype(dtype)
+    return found.astype(bool) if source.dtype == "BOOL" else found
 
 
 def finite(values: Any) -> bool:

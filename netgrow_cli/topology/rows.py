@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from netgrow_cli.checkpoint.dtypes import torch_form
+from netgrow_cli.checkpoint.numbers import stored_dtype
 from netgrow_cli.checkpoint.types import TensorInfo
-from netgrow_cli.topology.library import given, in_numpy, numbers
+from netgrow_cli.topology.library import decoded, given, in_numpy, numbers
 
 if TYPE_CHECKING:
     from netgrow_cli.checkpoint.source import Source
@@ -40,9 +41,7 @@ class Rows:
         """Blocks of rows in `dtype`, each with its first row; one stands until the next is asked for."""
         count, width = self.shape
         if in_numpy(dtype):
-            step = max(1, NUMPY_BLOCK // max(1, width))
-            for start in range(0, count, step):
-                yield start, numbers(self.source, dtype, self.source.rows(start, min(count, start + step)))
+            yield from self._arrays(dtype)
             return
         import torch
 
@@ -52,6 +51,18 @@ class Rows:
             stop = min(count, start + step)
             block = made[: stop - start].copy_(as_tensor(self.source, self.source.rows(start, stop)))
             yield start, block.to(self.device)
+
+    def _arrays(self, dtype: Any) -> Iterator[tuple[int, Any]]:
+        import numpy as np
+
+        count, width = self.shape
+        step = max(1, min(count, NUMPY_BLOCK // max(1, width)))
+        stored, made = np.empty((step, width), stored_dtype(self.source.dtype)), np.empty((step, width), dtype)
+        for start in range(0, count, step):
+            size = min(step, count - start)
+            self.source.fill(stored[:size], start * width)
+            made[:size] = decoded(self.source.dtype, stored[:size])
+            yield start, made[:size]
 
     def at(self, indices: Any, dtype: Any) -> Any:
         """The rows that integers of any shape choose, along a new last axis."""
