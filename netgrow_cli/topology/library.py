@@ -87,7 +87,7 @@ def without_gradients(dtype: Any) -> contextlib.AbstractContextManager[Any]:
 def one_thread(dtype: Any) -> Iterator[None]:
     """Each operation takes one thread: where several run at once, waiting for each other's threads costs more."""
     if in_numpy(dtype):
-        getting, setting = _blas_threads()
+        getting, setting = blas_threads()
     else:
         import torch
 
@@ -101,13 +101,16 @@ def one_thread(dtype: Any) -> Iterator[None]:
 
 
 @functools.cache
-def _blas_threads() -> tuple[Callable[[], int], Callable[[int], object]]:
+def blas_threads() -> tuple[Callable[[], int], Callable[[int], object]]:
     """How numpy's matrix products are told how many threads to use; other libraries than OpenBLAS are let be."""
     import ctypes
 
     names = ("numpy._core._multiarray_umath", "numpy.core._multiarray_umath")  # (the second before numpy 2)
-    core = next(sys.modules[name] for name in names if name in sys.modules)
-    library = ctypes.CDLL(core.__file__)  # (in which what it was linked with is found too)
+    core = next((sys.modules[name].__file__ for name in names if name in sys.modules), None)
+    try:
+        library = ctypes.CDLL(core)  # (in which what it was linked with is found too)
+    except (OSError, TypeError):
+        library = None
     for name in _BLAS:
         getting, setting = (getattr(library, name.format(verb), None) for verb in ("get", "set"))
         if getting is not None and setting is not None:

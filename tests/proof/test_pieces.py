@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,10 +19,10 @@ from netgrow_cli.errors import Refused, SpecError
 from netgrow_cli.proof import run_pieces
 from netgrow_cli.proof.drawable import Drawable
 from netgrow_cli.proof.equivalence import Equivalence
-from netgrow_cli.proof.pieces import CannotTell, cut
+from netgrow_cli.proof.pieces import CannotTell, Edited, cut
 from netgrow_cli.surgery.change import WidthChange, expand, split
 from netgrow_cli.surgery.select import keeping_ties
-from netgrow_cli.topology import rows
+from netgrow_cli.topology import library, rows
 from netgrow_cli.topology.graph import Ref
 from netgrow_cli.topology.ops import OPS
 from netgrow_cli.topology.solve import Topology
@@ -86,10 +87,38 @@ def test_what_differs_between_layers_belongs_to_a_piece_that_grew(tmp_path: Path
 # -- in numpy -----------------------------------------------------------------------------------------------
 
 
-def in_torch(changed: Changed) -> Equivalence:
+def in_torch(changed: Changed, edited: Edited | None = None) -> Equivalence:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_pieces, "knows_all", lambda found: False)
-        return changed.pieces(3)
+        return changed.pieces(3, edited)
+
+
+@pytest.mark.parametrize("how", ["expanded", "copied"])
+@pytest.mark.parametrize("large", [1, 1 << 21])
+def test_changed_units_alone_are_the_same_in_numpy_and_torch(
+    how: str, large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "LARGE", large)
+    one = expanding if how == "expanded" else splitting
+    changed = change(blocks(3), lambda topology: [item for n in range(3) for item in one(topology, f"gate{n}")])
+    for both in (changed, changed.corrupted("down2.weight", 7)):
+        here, there = both.pieces(3, changed.confirmed), in_torch(both, changed.confirmed)
+        assert here.by_units == there.by_units == (2 if both is changed else 1)
+        assert here.equal == there.equal == (both is changed)
+        assert here.max_rel == pytest.approx(there.max_rel, rel=1e-9, abs=1e-12)
+
+
+def test_operations_take_one_thread_each() -> None:
+    getting, setting = library.blas_threads()
+    before = getting()
+    try:
+        setting(2)
+        known = getting() == 2  # (whether numpy's library is one that can be told)
+        with library.one_thread(np.dtype(np.float64)):
+            assert getting() == 1
+        assert getting() == (2 if known else 1)
+    finally:
+        setting(before)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
