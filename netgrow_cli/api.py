@@ -99,7 +99,8 @@ def prune(
 ) -> Report:
     """Units go; exact for dead units and duplicates, else it needs `allow_drift`.
 
-    Of `options`, those of `Choice` say which units: `fraction=0.25, by="activation"`. compensate: refit what reads them.
+    Of `options`, those of `Choice` say which units: `fraction=0.25, by="activation"`. compensate: refit what
+    reads them.
     """
     choice, options = _choice(options)
     select = pruning(
