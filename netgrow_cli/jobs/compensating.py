@@ -51,8 +51,9 @@ class Compensation:
 
     def as_json(self) -> dict[str, Any]:
         """The key `compensation` of the command line's JSON."""
+        kept = [field.name for field in dataclasses.fields(Refit)] if self.rows else ["layer", "tensors"]
         return {
-            "readers": [dataclasses.asdict(refit) for refit in self.readers],
+            "readers": [{name: getattr(refit, name) for name in kept} for refit in self.readers],
             "left": [dataclasses.asdict(one) for one in self.left],
             "rows": self.rows,
             "origin": self.origin,
@@ -60,6 +61,11 @@ class Compensation:
             "drift_before": self.before.as_json() if self.before else None,
             "drift_after": self.after.as_json() if self.after else None,
         }
+
+    def recorded(self) -> dict[str, Any]:
+        """What goes into the record of the change: the tensors themselves are among those that were patched."""
+        layers = {refit.layer: list(refit.tensors) for refit in self.readers}
+        return {"layers": layers, "rows": self.rows, "origin": self.origin}
 
     def warnings(self) -> list[str]:
         """What people should know of it."""
@@ -102,6 +108,7 @@ def compensated(job: Job, plan: Plan, folds: Folds) -> tuple[Job, Folds, Compens
     judge = dataclasses.replace(job, held_out=True)
     if job.options.dry_run:
         return judge, folds, planned(job, plan)
+    job.options.progress.stage("refitting", None)
     repair = repaired(job, job.network, plan, folds)
     return judge, repair.folds, judged(judge, plan, folds, repair)
 

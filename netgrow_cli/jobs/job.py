@@ -240,6 +240,8 @@ def change(path: Path, command: str, select: Selector, options: Options) -> Repo
         with outputs.staged(config, _size(job, plan)) as staged:
             text = rewrite_spec(job.found.spec, job.network.graph, plan)
             record = make_record(job.topology, plan, command, path.name, options.seed, folds.patches)
+            if compensation is not None:
+                record["compensation"] = compensation.recorded()
             if state.along:
                 record["also"] = [one.sibling.label for one in state.along]
             written = Written(judge, plan, folds, staged.paths[0], text, output)

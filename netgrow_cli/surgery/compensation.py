@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from netgrow_cli.checkpoint.types import TensorInfo
@@ -20,7 +20,7 @@ from netgrow_cli.surgery.folding import Folds
 from netgrow_cli.surgery.least_squares import Moments, Solution
 from netgrow_cli.surgery.plan import Plan
 from netgrow_cli.surgery.readers import Left, Reader, find_readers, stages
-from netgrow_cli.topology.graph import Graph, Node
+from netgrow_cli.topology.graph import Graph, Node, Ref
 from netgrow_cli.topology.network import Network
 from netgrow_cli.topology.ops import Call
 from netgrow_cli.topology.run import call_of
@@ -94,8 +94,9 @@ def compensate(network: Network, graph: GraphOf, plan: Plan, folds: Folds, probe
     patches = dict(folds.patches)
     refits: list[Refit] = []
     for stage in stages(network, readers):
-        new = pruned_network(network, graph, plan, patches)
-        for reader, lost in zip(stage, _measured(network, new, plan, stage, probes, dtype), strict=True):
+        names = [reader.node.name for reader in stage]
+        old, new = (_as_far_as(each, names) for each in (network, pruned_network(network, graph, plan, patches)))
+        for reader, lost in zip(stage, _measured(old, new, plan, stage, probes, dtype), strict=True):
             why = lost.why_not()
             if why is not None:
                 left.append(Left(reader.node.name, why))
@@ -106,6 +107,18 @@ def compensate(network: Network, graph: GraphOf, plan: Plan, folds: Folds, probe
                 Refit(reader.node.name, reader.tensors, moments.features, moments.samples, solution.explained)
             )
     return Repair(Folds(patches, folds.inexact), tuple(refits), tuple(left))
+
+
+def _as_far_as(network: Network, names: Collection[str]) -> Network:
+    """The part of a network that layers hear of, and they."""
+    heard, kept = set(names), []
+    for node in reversed(network.graph.nodes):
+        if node.name in heard:
+            kept.append(node)
+            heard.update(ref.node for ref in node.inputs)
+    outputs = tuple(Ref(name) for name in dict.fromkeys(names))
+    graph = dataclasses.replace(network.graph, nodes=tuple(reversed(kept)), outputs=outputs)
+    return dataclasses.replace(network, graph=graph, _solved={})
 
 
 # -- measuring -----------------------------------------------------------------------------------------
@@ -197,7 +210,7 @@ def _rounding(network: Network, reader: Reader) -> float:
     """A relative difference that the reader's dtype cannot tell from none."""
     import torch
 
-    return 4.0 * float(torch.finfo(network.read(reader.weight).dtype).eps)
+    return 0.5 * float(torch.finfo(network.read(reader.weight).dtype).eps)
 
 
 # -- patches -------------------------------------------------------------------------------------------
