@@ -10,7 +10,7 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
 
-from netgrow_cli.errors import UsageError
+from netgrow_cli.errors import Refused, UsageError
 from netgrow_cli.jobs.proving import WHOLE_PROBES
 from netgrow_cli.proof.drift import Drift, drifts
 from netgrow_cli.proof.probes import Probes
@@ -104,7 +104,13 @@ def planned(job: Job, plan: Plan) -> Compensation:
 
 
 def compensated(job: Job, plan: Plan, folds: Folds) -> tuple[Job, Folds, Compensation]:
-    """The job with the rows that judge as its probes, the new patches, and the report."""
+    """The job with the rows that judge as its probes, the new patches, and the report. Raises Refused."""
+    unknown = next((node.name for node in job.network.graph.nodes if node.op == "per_unit"), None)
+    if unknown is not None:
+        raise Refused(
+            f"--compensate runs the network, and the function in {unknown!r} is not known, since the spec was drafted "
+            "from names and shapes; name it (--activation relu, or a spec with --spec)"
+        )
     judge = dataclasses.replace(job, held_out=True)
     if job.options.dry_run:
         return judge, folds, planned(job, plan)

@@ -139,9 +139,9 @@ def _compensation(report: Report, console: Console) -> None:
     console.print(f"{'to be refitted' if report.dry_run else 'refitted'}: {layers}{where}")
     if found.before is not None and found.after is not None:
         console.print(
-            f"compensated: on {found.judged} others outputs differ by {found.after.max_rel:.3g} of their size, by "
-            f"{found.before.max_rel:.3g} without it; root mean square {found.after.rms_rel:.3g}, "
-            f"{found.before.rms_rel:.3g} without it"
+            f"compensated: outputs differ by {found.after.max_rel:.3g} of their size on {found.judged} other probes, by "
+            f"{found.before.max_rel:.3g} without; root mean square {found.after.rms_rel:.3g}, {found.before.rms_rel:.3g} "
+            "without"
         )
     for one in found.left:
         console.print(f"not refitted: {_plain(one.layer)} ({_plain(one.why)})")

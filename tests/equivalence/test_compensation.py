@@ -493,13 +493,24 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert (found["left"], found["rows"], found["held_out"], found["origin"]) == ([], 240, 60, "data300.npy")
     assert 0.0 < found["drift_after"]["rms_rel"] < found["drift_before"]["rms_rel"]
     result = call(monkeypatch, *prune, "--allow-drift", 5, "--force")
-    assert "refitted: b on 240 (data300.npy) probes" in result.err and "without it" in result.err
+    assert "refitted: b on 240 (data300.npy) probes" in result.err and "on 60 other probes" in result.err
     assert result.path == path.with_name("net.pruned.safetensors")
     result = call(monkeypatch, *prune, "--no-verify", "--force", "--json")
     assert result.code == 0 and "NOT VERIFIED" in result.err
     assert result.json["compensation"]["drift_after"] is None
     result = call(monkeypatch, "prune", path, "--layer", "a", "--lowest", 3, "--dry-run", "--json")
     assert result.json["compensation"] is None
+
+
+def test_functions_must_be_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fit to a network without its functions would be one to another network, proven or not."""
+    torch.save(linears()[1].state_dict(), tmp_path / "net.pt")
+    result = call(
+        monkeypatch, "prune", tmp_path / "net.pt", "--layer", "a", "--lowest", 2, "--compensate", "--no-verify"
+    )
+    assert result.code == 3
+    assert "--activation relu" in result.err
+    assert not (tmp_path / "net.pruned.pt").exists()
 
 
 def test_a_recipe_and_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
