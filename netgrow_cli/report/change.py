@@ -138,10 +138,10 @@ def _compensation(report: Report, console: Console) -> None:
     where = "" if report.dry_run else f" on {found.rows} {data} probes"
     console.print(f"{'to be refitted' if report.dry_run else 'refitted'}: {layers}{where}")
     if found.before is not None and found.after is not None:
+        now, without = found.after, found.before
         console.print(
-            f"compensated: outputs differ by {found.after.max_rel:.3g} of their size on {found.judged} other probes, by "
-            f"{found.before.max_rel:.3g} without; root mean square {found.after.rms_rel:.3g}, {found.before.rms_rel:.3g} "
-            "without"
+            f"compensated: outputs differ by {now.max_rel:.3g} of their size on {found.judged} other probes, by "
+            f"{without.max_rel:.3g} without; root mean square {now.rms_rel:.3g}, {without.rms_rel:.3g} without"
         )
     for one in found.left:
         console.print(f"not refitted: {_plain(one.layer)} ({_plain(one.why)})")
