@@ -14,8 +14,11 @@ from torch.nn import functional
 
 import netgrow_cli
 from netgrow_cli import NotEquivalent, UsageError
+from netgrow_cli.proof.probes import Probes
 from netgrow_cli.surgery.least_squares import Moments, Solution
+from netgrow_cli.topology.graph import Graph, Input
 from tests.cli.driver import call
+from tests.equivalence import test_attention_exact as attention
 from tests.equivalence.edits import Edit, edit, inputs, randomise, save, spec_of
 
 EXACT = 1e-12
@@ -334,6 +337,23 @@ def test_dead_units_are_folded_once(tmp_path: Path) -> None:
     assert done.distance(inputs(64, 4)) < EXACT
 
 
+def test_values_of_attention(tmp_path: Path) -> None:
+    """One dimension of all heads' values; o reads them behind the heads."""
+    net = randomise(attention.Attention().double())
+    for head in range(4):
+        again(net.v, 5 * head + 4, 5 * head + 3)
+    text = attention.spec("default")
+    values = attention.width(tmp_path, text, net, 5, "v")
+    done = edit(tmp_path, text, net, "prune", width=values, units=[4], compensate=True, probes=512)
+    assert done.distance(inputs(64, attention.TIME, 6)) < EXACT
+    assert [refit.layer for refit in done.report.compensation.readers] == ["o"]
+    # What queries and keys are summed over, no layer reads: what is lost there stays lost, and the report says where.
+    keys = attention.width(tmp_path, text, net, 3)
+    done = edit(tmp_path / "keys", text, net, "prune", width=keys, units=[1], compensate=True, allow_drift=99.0)
+    assert not done.report.compensation.readers
+    assert [one.layer for one in done.report.compensation.left] == ["mix"]
+
+
 # -- what is only nearly made up for -------------------------------------------------------------------------
 
 
@@ -534,7 +554,18 @@ def test_low_precision(tmp_path: Path, dtype: torch.dtype) -> None:
     assert report.compensation.after.rms_rel < report.compensation.before.rms_rel
 
 
-def test_functional_patches_are_what_a_convolution_reads() -> None:
+def test_rows_held_out_of_batches_of_a_stated_size() -> None:
+    """They stay together."""
+    data = {"x": inputs(47, 3)}
+    probes = Probes(Graph((Input("x", (4, 3)),), (), ()), 44, 0, data, "data")
+    kept, held = (probes.held_out(5, held_out=which) for which in (False, True))
+    assert torch.equal(held.data["x"], data["x"][[16, 17, 18, 19, 36, 37, 38, 39]])
+    assert (kept.rows, held.rows) == (36, 8)
+    rows = torch.cat([kept.data["x"], held.data["x"]])
+    assert torch.equal(rows.sort(0).values, data["x"][:44].sort(0).values)
+
+
+def test_patches_are_what_a_convolution_reads() -> None:
     """Against torch's own unfold, which knows two dimensions and zeros only."""
     from netgrow_cli.topology.ops import OPS, Call
     from netgrow_cli.topology.ops.conv import patches
