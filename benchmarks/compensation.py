@@ -40,20 +40,26 @@ RESULTS = Path(__file__).with_name("compensation.jsonl")
 PEER = Path(__file__).with_name("compensation_peer.py")
 PAGE, PICTURE = ROOT / "docs" / "compensation.md", ROOT / "docs" / "pictures" / "compensation.png"
 SPEC = ROOT / "specs" / "digits_conv.yaml"
-RATIOS = (0.1, 0.25, 0.4, 0.55, 0.7)
+RATIOS = (0.125, 0.25, 0.375, 0.5, 0.75)
+"""Shares that are whole numbers of units in every layer, so that nobody's rounding counts."""
 EPOCHS, RATE = 30, 2e-3
-RANDOM_PROBES = 2048
+RANDOM_PROBES = 1024
 
 GREY, BLUE, ORANGE, GREEN, PURPLE = "#5a5a5a", "#0072b2", "#d55e00", "#009e73", "#b05a8c"
 # How each method is called, drawn (colour, line), and what netgrow is told.
 METHODS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
-    "weight": ("netgrow, by weight", BLUE, ":", {"by": "weight"}),
-    "activation": ("netgrow, by activation", GREEN, ":", {"by": "activation"}),
+    "weight": ("netgrow by weight", BLUE, ":", {"by": "weight"}),
+    "activation": ("netgrow by activation", GREEN, ":", {"by": "activation"}),
     "tp-magnitude": ("Torch-Pruning, magnitude", ORANGE, "--", {}),
     "tp-taylor": ("Torch-Pruning, Taylor", PURPLE, "--", {}),
-    "weight-random": ("by weight, --compensate, no data", GREY, "-", {"by": "weight", "compensate": True}),
-    "weight-compensated": ("by weight, --compensate", BLUE, "-", {"by": "weight", "compensate": True}),
-    "activation-compensated": ("by activation, --compensate", GREEN, "-", {"by": "activation", "compensate": True}),
+    "weight-random": ("netgrow by weight, --compensate without data", GREY, "-", {"by": "weight", "compensate": True}),
+    "weight-compensated": ("netgrow by weight, --compensate", BLUE, "-", {"by": "weight", "compensate": True}),
+    "activation-compensated": (
+        "netgrow by activation, --compensate",
+        GREEN,
+        "-",
+        {"by": "activation", "compensate": True},
+    ),
 }
 Line = dict[str, Any]
 Floats = NDArray[np.float64]
@@ -131,9 +137,12 @@ def values(lines: list[Line], method: str, ratio: float, key: str) -> Floats:
 
 def said(found: Floats, percent: bool) -> str:
     """Mean and standard deviation."""
-    scale, places = (100.0, 1) if percent else (1.0, 3)
-    deviation = found.std(ddof=1) if len(found) > 1 else 0.0
-    return f"{scale * found.mean():.{places}f} ± {scale * deviation:.{places}f}"
+    scale, places, unit = (100.0, 1, "%") if percent else (1.0, 3, "")
+    return f"{scale * found.mean():.{places}f} ± {scale * deviation_of(found):.{places}f}{unit}"
+
+
+def deviation_of(found: Floats) -> float:
+    return float(found.std(ddof=1)) if len(found) > 1 else 0.0
 
 
 def table(lines: list[Line]) -> str:
@@ -141,7 +150,7 @@ def table(lines: list[Line]) -> str:
     ratios = sorted({line["ratio"] for line in lines} - {0.0})
     main = 0.25 if 0.25 in ratios else ratios[0]
     others = [ratio for ratio in ratios if ratio != main]
-    head = ["", f"{main:.0%}: accuracy, %", "drift", *(f"{ratio:.0%}: accuracy, %" for ratio in others)]
+    head = ["", f"{100 * main:g}%: accuracy", "drift", *(f"{100 * ratio:g}%: accuracy" for ratio in others)]
     rows = [["not pruned", said(values(lines, "none", 0.0, "accuracy"), True), "0", *["" for _ in others]]]
     for method, (name, *_) in METHODS.items():
         if len(values(lines, method, main, "drift")):
@@ -168,13 +177,12 @@ def draw(lines: list[Line], path: Path) -> None:
         }
     )  # fmt: skip
     ratios = np.array(sorted({line["ratio"] for line in lines}))
-    figure, axes = plt.subplots(1, 2, figsize=(11.0, 4.4), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(11.6, 4.4), layout="constrained")
     titles = {"accuracy": "Accuracy on the test images", "drift": "Drift of the outputs, relative (root mean square)"}
     for axis, (key, title) in zip(axes, titles.items(), strict=True):
         axis.set_title(title)
-        axis.set_xlabel("units pruned from every layer, nothing trained afterwards")
-        axis.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
-        axis.set_xticks(ratios)
+        axis.set_xlabel("units pruned from every layer")
+        axis.set_xticks(ratios, [f"{100 * ratio:g}%" for ratio in ratios])
         axis.set_xlim(0.0, ratios[-1])
         if key == "accuracy":
             axis.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
@@ -185,13 +193,17 @@ def draw(lines: list[Line], path: Path) -> None:
             found = [start, *(values(lines, method, ratio, key) for ratio in ratios[1:])]
             if any(len(each) != len(start) for each in found):
                 continue
-            mean, deviation = (np.array([each_of(each) for each in found]) for each_of in (np.mean, np.std))
+            mean, deviation = (np.array([of(each) for each in found]) for of in (np.mean, deviation_of))
             axis.plot(ratios, mean, style, color=colour, marker="o", markersize=3, linewidth=1.6)
-            axis.fill_between(ratios, mean - deviation, mean + deviation, color=colour, alpha=0.13, linewidth=0)
+            axis.fill_between(ratios, mean - deviation, mean + deviation, color=colour, alpha=0.09, linewidth=0)
             ends.append((float(mean[-1]), name, colour))
         if key == "drift":
             axis.set_ylim(bottom=0.0)
             _label(axis, ends)
+    count = len(values(lines, "none", 0.0, "drift"))
+    figure.suptitle(
+        f"{count} networks on digits: mean, standard deviation; nothing trained after pruning", x=0.01, ha="left"
+    )
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=150, metadata={"Software": None})
 
