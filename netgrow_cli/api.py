@@ -94,14 +94,24 @@ def prune(
     units: Sequence[int] | None = None,
     dead: bool = False,
     duplicates: bool = False,
+    compensate: bool = False,
     **options: Any,
 ) -> Report:
     """Units go; exact for dead units and duplicates, else it needs `allow_drift`.
 
-    Of `options`, those of `Choice` say which units: `fraction=0.25, by="activation"`.
+    Of `options`, those of `Choice` say which units: `fraction=0.25, by="activation"`. compensate: refit what
+    reads them.
     """
     choice, options = _choice(options)
-    select = pruning(_list(layer), _list(width), units=units, dead=dead, duplicates=duplicates, choice=choice)
+    select = pruning(
+        _list(layer),
+        _list(width),
+        units=units,
+        dead=dead,
+        duplicates=duplicates,
+        compensate=compensate,
+        choice=choice,
+    )
     return change(Path(path), "prune", select, _options(options))
 
 

@@ -27,6 +27,9 @@ def prune(
     units: Units = None,
     dead: Annotated[bool, given("--dead", "Units that are constant on the probes; constants are folded.")] = False,
     duplicates: Annotated[bool, given("--duplicates", "Units that copy others; merged into them.")] = False,
+    compensate: Annotated[
+        bool, given("--compensate", "Refit what reads the units by least squares on probes (--probe-data).")
+    ] = False,
 ) -> int:
     """Remove units. Exact for dead units and duplicates; live ones need --allow-drift."""
     from netgrow_cli.jobs.shrinking import pruning
@@ -40,6 +43,7 @@ def prune(
         units=chosen,
         dead=dead,
         duplicates=duplicates,
+        compensate=compensate,
         choice=common.choice,
     )
     return run_change(common, ckpt, "prune", select)

@@ -18,6 +18,7 @@ from netgrow_cli.checkpoint import Checkpoint, checkpoint_path, open_checkpoint
 from netgrow_cli.checkpoint.dtypes import nbytes, total_bytes
 from netgrow_cli.errors import NotEquivalent, Refused, UsageError, first_line
 from netgrow_cli.jobs.aside import Aside, aside
+from netgrow_cli.jobs.compensating import Compensation, compensated, repaired
 from netgrow_cli.jobs.configuration import Configuration, follow, require_fit
 from netgrow_cli.jobs.evidence import Evidence
 from netgrow_cli.jobs.execute import Execution
@@ -42,6 +43,9 @@ from netgrow_cli.surgery.rewrite import rewrite_spec
 from netgrow_cli.topology.discover import METADATA_SPEC, Found, find_spec, place_of_tensors
 from netgrow_cli.topology.network import Network
 from netgrow_cli.topology.solve import Topology, require_complete
+
+HELD_OUT = 5
+"""Of so many of the user's rows one is held out, where something is fitted on the others."""
 
 DEAD_PROBES = 8192
 """Rows on which units are called dead; many, because a unit that wakes on one input in a thousand is alive."""
@@ -77,7 +81,10 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """An opened checkpoint with its solved topology, for selectors."""
+    """An opened checkpoint with its solved topology, for selectors.
+
+    held_out: of the user's rows, whether probes are every fifth, or all others; None for all.
+    """
 
     path: Path
     checkpoint: Checkpoint
@@ -85,6 +92,7 @@ class Job:
     network: Network
     topology: Topology
     options: Options
+    held_out: bool | None = None
 
     def activity(self, widths: Sequence[int]) -> Activity:
         """What units do on probes that are not the ones the proof uses."""
@@ -95,7 +103,8 @@ class Job:
         """Probes of the user's data, or random ones."""
         graph = self.network.graph
         if self.options.probe_data is not None:
-            return data_probes(graph, self.options.probe_data, self.options.probes)
+            found = data_probes(graph, self.options.probe_data, self.options.probes)
+            return found if self.held_out is None else found.held_out(HELD_OUT, held_out=self.held_out)
         return random_probes(graph, rows, seed)
 
 
@@ -104,12 +113,14 @@ class Selection:
     """What a selector chose: the changes, what people should know about the choice, and the evidence for it.
 
     activity: what the units do, where that was found out; constants that are folded away come from it.
+    compensate: whether what reads dropped units is refitted.
     """
 
     changes: tuple[WidthChange, ...]
     notes: tuple[str, ...] = ()
     activity: Activity | None = None
     evidence: tuple[Evidence, ...] = ()
+    compensate: bool = False
 
 
 Selector = Callable[[Job], Selection]
@@ -130,6 +141,7 @@ class Report:
     learnable: Learnability | None
     config: Configuration | None
     state: TrainingState
+    compensation: Compensation | None
     origin: str
     assumed: tuple[str, ...]
     notes: tuple[str, ...]
@@ -163,6 +175,7 @@ class Report:
             "allowed_drift": self.allowed_drift,
             "folded_back": dataclasses.asdict(self.folded) if self.folded else None,
             "learnable": self.learnable.as_json() if self.learnable else None,
+            "compensation": self.compensation.as_json() if self.compensation else None,
             "assumed": list(self.assumed),
             "notes": list(self.notes),
             "evidence": [one.as_json() for one in self.evidence],
@@ -214,17 +227,23 @@ def change(path: Path, command: str, select: Selector, options: Options) -> Repo
         folds, plan = _plan(job, selection)
         if plan.lossy and options.allow_drift is None:
             raise Refused(f"{plan.lossy[0]}; `--allow-drift X` accepts a relative drift of X")
-        state = follow_state(job, plan, folds, lambda other: _folds(job, other, selection, None)[0], outputs.optimizers)
+        judge, compensation = job, None
+        if selection.compensate:
+            judge, folds, compensation = compensated(job, plan, folds)
+        state = follow_state(job, plan, folds, lambda other: _folds_of(job, other, selection, plan), outputs.optimizers)
         config = follow(job.found.spec, job.topology, plan, path, output)
-        report = _Draft(command, path, output, job, selection, plan, folds, state, config, beside=outputs.warnings)
+        report = _Draft(command, path, output, judge, selection, plan, folds, state, config, compensation)
+        report = dataclasses.replace(report, beside=outputs.warnings)
         if options.dry_run:
             return report.finish(began)
         with outputs.staged(config, _size(job, plan)) as staged:
             text = rewrite_spec(job.found.spec, job.network.graph, plan)
             record = make_record(job.topology, plan, command, path.name, options.seed, folds.patches)
+            if compensation is not None:
+                record["compensation"] = compensation.recorded()
             if state.along:
                 record["also"] = [one.sibling.label for one in state.along]
-            written = Written(job, plan, folds, staged.paths[0], text, output)
+            written = Written(judge, plan, folds, staged.paths[0], text, output)
             with aside(written.prepare, written.compared, wanted=options.verify and written.takes_long()) as comparison:
                 _write(report, staged.paths, text, record)
                 if options.verify:
@@ -254,6 +273,7 @@ class _Draft:
     folds: Folds
     state: TrainingState
     config: Configuration | None = None
+    compensation: Compensation | None = None
     equivalence: Equivalence | None = None
     folded: FoldBack | None = None
     learnable: Learnability | None = None
@@ -276,6 +296,7 @@ class _Draft:
             learnable=self.learnable,
             config=self.config,
             state=self.state,
+            compensation=self.compensation,
             origin=self.job.found.origin,
             assumed=self.job.found.assumed,
             notes=self.selection.notes,
@@ -296,6 +317,7 @@ class _Draft:
         found.extend(self.beside)
         found.extend(self.config.warnings if self.config else ())
         found.extend(self.folds.inexact)
+        found.extend(self.compensation.warnings() if self.compensation else ())
         found.extend(f"lossy: {why}" for why in self.plan.lossy)
         found.extend(f"{why}: the result does not load into it" for why in self.plan.torn[:4])
         if self.equivalence is not None and self.equivalence.constant:
@@ -347,6 +369,12 @@ def _folds(job: Job, network: Network, selection: Selection, activity: Activity 
     found = activity or dataclasses.replace(job, network=network).activity([c.width for c in dropping])
     folds = fold_constants(network, found, selection.changes)
     return folds, all(set(c.dropped) <= set(found.silent(c.width)) for c in dropping)
+
+
+def _folds_of(job: Job, network: Network, selection: Selection, plan: Plan) -> Folds:
+    """What units that are dropped leave behind in a network that goes along, refitted as the model is."""
+    folds, _ = _folds(job, network, selection, None)
+    return repaired(job, network, plan, folds).folds if selection.compensate and not job.options.dry_run else folds
 
 
 def _write(report: _Draft, paths: Sequence[Path], spec_text: str, record: Mapping[str, Any]) -> None:
@@ -406,12 +434,15 @@ def _accept(equivalence: Equivalence, options: Options, report: _Draft) -> None:
         return
     drift = options.allow_drift
     lossy = report.command == "prune" or bool(report.plan.lossy)
+    without = report.compensation.before if report.compensation else None
     if drift is not None:
         hint = f"more than --allow-drift {drift:g}"
     elif lossy:
         hint = "live units were pruned; `--allow-drift X` accepts a relative drift of X"
     else:
         hint = "run `netgrow check` on the input: the spec may not describe it"
+    if without is not None:
+        hint = f"without --compensate they would by {without.max_rel:.3g}; {hint}"
     raise NotEquivalent(
         f"not equivalent: outputs{_of(equivalence)} differ by {equivalence.max_rel:.3g} of their size (tolerance "
         f"{equivalence.tolerance:g}, {equivalence.probes} {equivalence.origin} probes); {hint}; nothing was written"

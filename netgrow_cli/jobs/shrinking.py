@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,9 +29,13 @@ def pruning(
     units: Sequence[int] | None = None,
     dead: bool = False,
     duplicates: bool = False,
+    compensate: bool = False,
     choice: Choice = EVERYTHING,
 ) -> Selector:
-    """Units that go: stated ones, those that a score chooses, dead ones, or duplicates (which are merged)."""
+    """Units that go: stated ones, those that a score chooses, dead ones, or duplicates (which are merged).
+
+    compensate: refit what reads them.
+    """
     if sum((units is not None, choice.stated, dead, duplicates)) != 1:
         raise UsageError(
             "say which units: one of --units 3,7, --dead, --duplicates, --lowest K, --fraction F, --below C, --top K, "
@@ -50,7 +55,11 @@ def pruning(
         selection = _removal(job, picked, choice, (chosen_text(job, picked, found),))
         return dataclasses.replace(selection, evidence=(found.evidence,))
 
-    return select
+    return functools.partial(_compensated, select) if compensate else select
+
+
+def _compensated(select: Selector, job: Job) -> Selection:
+    return dataclasses.replace(select(job), compensate=True)
 
 
 def _removal(job: Job, picked: Picked, choice: Choice, said: Sequence[str]) -> Selection:

@@ -51,6 +51,18 @@ class Probes:
             }
             yield sizes, inputs
 
+    def held_out(self, one_of: int, *, held_out: bool) -> Probes:
+        """Of the user's rows every so manieth, or all others. (A batch of a stated size stays together.)"""
+        if self.data is None:
+            return self
+        import torch
+
+        block = _fixed_batch(self.graph) or 1
+        last = (torch.arange(self.rows) // block) % one_of == one_of - 1
+        rows = torch.nonzero(last == held_out).flatten()
+        data = {name: tensor[: self.rows][rows] for name, tensor in self.data.items()}
+        return dataclasses.replace(self, rows=len(rows), data=data)
+
     def _sizes(self, count: int) -> dict[str, int]:
         from netgrow_cli.topology.solve import FREE_SIZE
 

@@ -49,6 +49,7 @@ def _summary(report: Report, console: Console) -> None:
     for entry in () if followed else report.plan.code:
         where = "".join(f"  [dim]{_plain(item)}[/]" for item in (entry.source, entry.attribute) if item)
         console.print(f"model code: {entry.what} of {entry.layer}: {entry.before} → {entry.after}{where}")
+    _compensation(report, console)
     _proof(report, console)
     _along(report, console)
     for line in report.warnings:
@@ -125,6 +126,25 @@ def _along(report: Report, console: Console) -> None:
         said = "[green]equal[/]" if found.equal else "[yellow]drift[/]"
         folded = ", [green]folded back[/]" if one.folded is not None and one.folded.whole else ""
         console.print(f"{what}: {said}, outputs differ by {found.max_rel:.1e} of their size{folded}")
+
+
+def _compensation(report: Report, console: Console) -> None:
+    """Which layers were refitted, and what that was good for."""
+    found = report.compensation
+    if found is None:
+        return
+    layers = _few([_plain(refit.layer) for refit in found.readers]) or "nothing"
+    data = "random" if found.origin == "random" else f"({found.origin})"
+    where = "" if report.dry_run else f" on {found.rows} {data} probes"
+    console.print(f"{'to be refitted' if report.dry_run else 'refitted'}: {layers}{where}")
+    if found.before is not None and found.after is not None:
+        now, without = found.after, found.before
+        console.print(
+            f"compensated: outputs differ by {now.max_rel:.3g} of their size on {found.judged} other probes, by "
+            f"{without.max_rel:.3g} without; root mean square {now.rms_rel:.3g}, {without.rms_rel:.3g} without"
+        )
+    for one in found.left:
+        console.print(f"not refitted: {_plain(one.layer)} ({_plain(one.why)})")
 
 
 def _proof(report: Report, console: Console) -> None:

@@ -58,7 +58,7 @@ def fold_constants(network: Network, activity: Activity, changes: Sequence[Width
         if not torch.allclose(answer, vector.reshape(shape).expand_as(answer), rtol=1e-9, atol=0.0):
             inexact.append(f"{name} pads with zeros, so that a constant it loses shows at the border")
             continue
-        target = _target(network, node)
+        target = constants_go_to(network, node)
         if target is None:
             inexact.append(f"{name} has no bias to take the constant of a unit it loses")
             continue
@@ -94,7 +94,7 @@ def _answer(network: Network, activity: Activity, node: Node, constants: Any) ->
         return op.run(call)
 
 
-def _target(network: Network, node: Node) -> tuple[str, float] | None:
+def constants_go_to(network: Network, node: Node) -> tuple[str, float] | None:
     """The tensor that takes a constant in: the reader's bias, else the running mean of the batch_norm behind it."""
     topology = network.solved()
     if "bias" in node.params:

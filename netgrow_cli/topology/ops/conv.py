@@ -159,14 +159,30 @@ def _transposed_rule(dims: int) -> RuleFunction:
     return _of_rank(dims, plain)
 
 
+def patches(call: Call, kernel: Sequence[int]) -> Any:
+    """What a convolution multiplies its kernel with, as it pads: batch, positions, channels, taps."""
+    dims, x = len(kernel), call.inputs[0]
+    stride, dilation = (several(call.attrs[name], dims) for name in ("stride", "dilation"))
+    x = _padded(call, kernel, "constant" if call.attrs["padding_mode"] == "zeros" else call.attrs["padding_mode"])
+    for n in range(dims):
+        x = x.unfold(2 + n, dilation[n] * (kernel[n] - 1) + 1, stride[n])[..., :: dilation[n]]
+    axes = range(2, 2 + dims)
+    x = x.permute(0, *axes, 1, *(dims + axis for axis in axes))
+    return x.flatten(-dims).flatten(1, dims)
+
+
+def _padded(call: Call, kernel: Sequence[int], mode: str) -> Any:
+    around = _around(call.attrs["padding"], kernel, several(call.attrs["dilation"], len(kernel)))
+    both = [amount for pair in reversed(around) for amount in pair]
+    return call.functional.pad(call.inputs[0], both, mode=mode) if any(both) else call.inputs[0]
+
+
 def _run(dims: int) -> Any:
     def run(call: Call) -> Any:
         functional, x, weight = call.functional, call.inputs[0], call.params["weight"]
         padding = call.attrs["padding"]
         if call.attrs["padding_mode"] != "zeros":
-            around = _around(padding, weight.shape[2:], several(call.attrs["dilation"], dims))
-            both = [amount for pair in reversed(around) for amount in pair]
-            x, padding = functional.pad(x, both, mode=call.attrs["padding_mode"]), 0
+            x, padding = _padded(call, weight.shape[2:], call.attrs["padding_mode"]), 0
         groups = x.shape[1] // weight.shape[1]
         convolve = getattr(functional, f"conv{dims}d")
         return convolve(
