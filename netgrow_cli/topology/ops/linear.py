@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from netgrow_cli.topology.ops import bounds
 from netgrow_cli.topology.ops.base import Call, Op, Param
 from netgrow_cli.topology.rows import Rows
 from netgrow_cli.topology.rule import notation
@@ -52,6 +53,7 @@ OPS = (
         rule=notation("... i, o i, o? -> ... o", ("weight", "bias")),
         run=_linear,
         by_rows=_linear_by_rows,
+        bounds=bounds.weighted(made=0),
         params=(Param("weight"), Param("bias", "zero", optional=True)),
         consumes_axis=-1,
         doc="y = x W^T + b over the last axis.",
@@ -61,6 +63,7 @@ OPS = (
         rule=notation("... i, i o, o? -> ... o", ("weight", "bias")),
         run=_linear_io,
         by_rows=_linear_io_by_rows,
+        bounds=bounds.weighted(made=1),
         params=(Param("weight"), Param("bias", "zero", optional=True)),
         consumes_axis=-1,
         doc="y = x W + b over the last axis: the weight as (in, out), as GPT-2 has it.",
@@ -70,6 +73,7 @@ OPS = (
         rule=notation("..., v e -> ... e", ("weight",), data="rows of a table, chosen by the input"),
         run=_embedding,
         by_rows=_embedding_by_rows,
+        bounds=bounds.table,
         params=(Param("weight"),),
         doc="Rows of a table, chosen by integers.",
     ),

@@ -8,7 +8,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from netgrow_cli.topology.layout import CannotAlign, Fixed, Layout, SizeMismatch, concat, leaves, product
-from netgrow_cli.topology.ops.base import BOOL, INT, INTS, NUMBER, REQUIRED, Attr, Call, Fresh, Op, axes_in, axis_in
+from netgrow_cli.topology.ops import bounds
+from netgrow_cli.topology.ops.base import (
+    BOOL,
+    INT,
+    INTS,
+    NUMBER,
+    REQUIRED,
+    Attr,
+    Bounds,
+    Call,
+    Fresh,
+    Op,
+    axes_in,
+    axis_in,
+)
 from netgrow_cli.topology.rule import Context, Value
 
 
@@ -338,11 +352,11 @@ def _vector_norm(call: Call) -> Any:
 _AXIS = {"axis": Attr(None, INT)}
 _REDUCE = {"axes": Attr(None, INTS), "keepdim": Attr(False, BOOL)}
 
-_REDUCTIONS: tuple[tuple[str, Fresh, str], ...] = (
-    ("mean", "mean", "Mean over positions, or over stated axes."),
-    ("sum", "mean", "Sum over positions, or over stated axes."),
-    ("amax", "zero", "Largest over positions, or over stated axes."),
-    ("amin", "zero", "Smallest over positions, or over stated axes."),
+_REDUCTIONS: tuple[tuple[str, Bounds, Fresh, str], ...] = (
+    ("mean", bounds.average, "mean", "Mean over positions, or over stated axes."),
+    ("sum", bounds.total, "mean", "Sum over positions, or over stated axes."),
+    ("amax", bounds.picks, "zero", "Largest over positions, or over stated axes."),
+    ("amin", bounds.picks_least, "zero", "Smallest over positions, or over stated axes."),
 )
 
 OPS = (
@@ -350,6 +364,7 @@ OPS = (
         name="flatten",
         rule=_flatten_rule,
         run=_flatten,
+        bounds=bounds.moves,
         attrs={"start": Attr(1, INT), "end": Attr(-1, INT)},
         fresh="mean",
         doc="Axes from `start` to `end` as one.",
@@ -358,6 +373,7 @@ OPS = (
         name="reshape",
         rule=_reshape_rule,
         run=_reshape,
+        bounds=bounds.moves,
         attrs={"shape": Attr(REQUIRED, (list, tuple))},
         fresh="mean",
         doc="Regroups axes; 0 keeps an axis, -1 is what remains, a name is a size from `dims`.",
@@ -366,6 +382,7 @@ OPS = (
         name="permute",
         rule=_permute_rule,
         run=lambda call: call.inputs[0].permute(*call.attrs["axes"]),
+        bounds=bounds.moves,
         attrs={"axes": Attr(REQUIRED, (list, tuple))},
         fresh="mean",
         doc="Axes in another order.",
@@ -374,6 +391,7 @@ OPS = (
         name="transpose",
         rule=_transpose_rule,
         run=lambda call: call.inputs[0].transpose(*call.attrs["axes"]),
+        bounds=bounds.moves,
         attrs={"axes": Attr((-2, -1), (list, tuple))},
         fresh="mean",
         doc="Two axes exchanged.",
@@ -382,6 +400,7 @@ OPS = (
         name="unsqueeze",
         rule=_unsqueeze_rule,
         run=lambda call: call.inputs[0].unsqueeze(call.attrs["axis"]),
+        bounds=bounds.moves,
         attrs={"axis": Attr(-1, INT)},
         fresh="mean",
         doc="A new axis of size one.",
@@ -390,6 +409,7 @@ OPS = (
         name="squeeze",
         rule=_squeeze_rule,
         run=lambda call: call.inputs[0].reshape(call.shape()),
+        bounds=bounds.moves,
         attrs=_AXIS,
         fresh="mean",
         doc="An axis of size one taken away.",
@@ -398,6 +418,7 @@ OPS = (
         name="cat",
         rule=_cat_rule,
         run=_cat,
+        bounds=bounds.moves,
         attrs={**_AXIS, "ranges": Attr(None, (tuple,))},
         inputs=(1, None),
         fresh="mean",
@@ -407,6 +428,7 @@ OPS = (
         name="slice",
         rule=_slice_rule,
         run=_slice,
+        bounds=bounds.moves,
         attrs={**_AXIS, "start": Attr(0, INT), "stop": Attr(None, INT)},
         fresh="mean",
         doc="A range of the units, or of `axis`.",
@@ -415,6 +437,7 @@ OPS = (
         name="split",
         rule=_split_rule,
         run=_cut_by_layout,
+        bounds=bounds.moves,
         attrs={**_AXIS, "sizes": Attr(REQUIRED, INTS)},
         multiple=True,
         fresh="mean",
@@ -424,6 +447,7 @@ OPS = (
         name="chunk",
         rule=_chunk_rule,
         run=_cut_by_layout,
+        bounds=bounds.moves,
         attrs={**_AXIS, "chunks": Attr(REQUIRED, INT)},
         multiple=True,
         fresh="mean",
@@ -433,6 +457,7 @@ OPS = (
         name="glu",
         rule=_glu_rule,
         run=_glu,
+        bounds=bounds.gated,
         attrs=_AXIS,
         fresh="zero",
         doc="First half times sigmoid of the second.",
@@ -441,12 +466,13 @@ OPS = (
         name="vector_norm",
         rule=_reduce_rule,
         run=_vector_norm,
+        bounds=bounds.ranging(0.0, None),
         attrs={**_REDUCE, "ord": Attr(2.0, NUMBER)},
         fresh="zero",
         doc="Norm over positions, or over stated axes.",
     ),
     *(
-        Op(name=name, rule=_reduce_rule, run=_reduce(name), attrs=_REDUCE, fresh=fresh, doc=doc)
-        for name, fresh, doc in _REDUCTIONS
+        Op(name=name, rule=_reduce_rule, run=_reduce(name), bounds=known, attrs=_REDUCE, fresh=fresh, doc=doc)
+        for name, known, fresh, doc in _REDUCTIONS
     ),
 )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from netgrow_cli.topology.layout import CannotAlign, Fixed, Layout
+from netgrow_cli.topology.ops import bounds
 from netgrow_cli.topology.ops.base import INT, INTS, REQUIRED, TEXT, Attr, Call, Op, Param, axes_in, axis_in
 from netgrow_cli.topology.ops.elementwise import broadcast
 from netgrow_cli.topology.rule import Context, Role, Value
@@ -248,6 +249,7 @@ OPS = (
         name="expand",
         rule=_expand_rule,
         run=lambda call: call.inputs[0].expand(call.shape()),
+        bounds=bounds.moves,
         attrs={"sizes": Attr(REQUIRED, (list, tuple))},
         fresh="mean",
         doc="Axes of size 1 repeated; -1 keeps an axis.",
@@ -256,6 +258,7 @@ OPS = (
         name="select",
         rule=_select_rule,
         run=lambda call: call.inputs[0].select(call.attrs["axis"], call.attrs["index"]),
+        bounds=bounds.moves,
         attrs={"axis": Attr(REQUIRED, INT), "index": Attr(REQUIRED, INT)},
         fresh="mean",
         doc="One index of an axis, which goes.",
@@ -264,6 +267,7 @@ OPS = (
         name="unbind",
         rule=_unbind_rule,
         run=lambda call: call.torch.unbind(call.inputs[0], call.attrs["axis"]),
+        bounds=bounds.moves,
         attrs={"axis": Attr(0, INT)},
         multiple=True,
         fresh="mean",
@@ -273,6 +277,7 @@ OPS = (
         name="stack",
         rule=_stack_rule,
         run=lambda call: call.torch.stack(list(call.inputs), call.attrs["axis"]),
+        bounds=bounds.moves,
         attrs={"axis": Attr(0, INT)},
         inputs=(1, None),
         fresh="zero",
@@ -282,6 +287,7 @@ OPS = (
         name="roll",
         rule=_roll_rule,
         run=_roll,
+        bounds=bounds.fixed(bounds.moves),
         attrs={"shifts": Attr(REQUIRED, INTS), "axes": Attr(REQUIRED, INTS)},
         fresh="mean",
         doc="Positions moved around.",
@@ -290,6 +296,7 @@ OPS = (
         name="strided",
         rule=_strided_rule,
         run=_strided,
+        bounds=bounds.fixed(bounds.moves),
         attrs={"axis": Attr(REQUIRED, INT), "start": Attr(0, INT), "step": Attr(REQUIRED, INT)},
         fresh="mean",
         doc="Every so-manieth index of an axis.",

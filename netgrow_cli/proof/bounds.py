@@ -1,0 +1,180 @@
+"""Units proven dead: constant for every input, by bounds of all values, not by what probes showed.
+
+Bounds go through the network once, operation by operation (`Op.bounds`), in float64 and for one row: each number of a
+value has its own, so that what differs from place to place (zero padding, positions) is told apart, and operations
+move bounds as they move numbers; that takes the memory of a run on three rows. They hold for every finite input
+within the ranges that the spec states, or for every one at all. Axes whose size a spec leaves open are run at one
+size; what an operation says about them holds for any, or is nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from netgrow_cli.errors import NetgrowError
+from netgrow_cli.proof.activity import Activity, Spot, inside_axes, read_spots
+from netgrow_cli.topology.graph import Graph, Input, Node, Ref
+from netgrow_cli.topology.intervals import Interval
+from netgrow_cli.topology.network import Network
+from netgrow_cli.topology.ops import OPS, Call
+from netgrow_cli.topology.ops.base import Bounding
+from netgrow_cli.topology.ops.bounds import nothing
+from netgrow_cli.topology.run import call_of, readers
+from netgrow_cli.topology.solve import FREE_SIZE, AxisUse, Topology
+
+
+@dataclasses.dataclass(frozen=True)
+class Proven:
+    """What holds for every input, in the terms of `Activity`: constant and zero by spot, and inside."""
+
+    constant: Mapping[Spot, Any]
+    zero: Mapping[Spot, Any]
+    inside: Mapping[AxisUse, Any]
+
+    def alone(self, activity: Activity) -> Activity:
+        """An activity that knows this and nothing that was only seen."""
+        return dataclasses.replace(activity, constant=self.constant, zero=self.zero, inside=self.inside)
+
+    def beside(self, activity: Activity) -> Activity:
+        """An activity that knows this and what was seen."""
+        return dataclasses.replace(
+            activity,
+            constant=_either(activity.constant, self.constant),
+            zero=_either(activity.zero, self.zero),
+            inside=_either(activity.inside, self.inside),
+        )
+
+
+def prove(network: Network, widths: Sequence[int]) -> Proven:
+    """What is constant, and what zero, for every input where these widths are read."""
+    topology = network.solved()
+    spots, inner = read_spots(topology, widths), inside_axes(topology, widths)
+    constant: dict[Spot, Any] = {}
+    zero: dict[Spot, Any] = {}
+    inside: dict[AxisUse, Any] = {}
+    for asked in _walk(network):
+        node = asked.call.node
+        for spot in spots.get(node.name, ()):
+            x = asked.operands[spot[1]]
+            zero[spot] = _throughout(x.zero, spot[2])
+            constant[spot] = _throughout(x.still, spot[2]) if OPS[node.op].inside is None else zero[spot]
+        known = OPS[node.op].bounds_inside
+        if node.name in inner:
+            made = known(asked) if known is not None else {}
+            for use in inner[node.name]:
+                x = made[use.param]
+                inside[use] = _throughout(x.zero, len(x.shape) - 1)
+    return Proven(constant, zero, inside)
+
+
+def ranges(graph: Graph) -> str:
+    """The inputs that a proof is for, for people."""
+    read_as_numbers = {
+        ref.node for node in graph.nodes for ref in node.inputs if node.op not in ("embedding", "positions")
+    }
+    stated = [given for given in graph.inputs if given.low is not None or given.high is not None]
+    limits = any("int" not in given.dtype or given.name in read_as_numbers for given in stated)
+    return "every input within the ranges of the spec" if limits else "every input"
+
+
+def bounds_of(network: Network) -> dict[Ref, Interval]:
+    """Bounds of all values of a network, inputs too. For tests and for looking."""
+    found: dict[Ref, Interval] = {}
+    for asked in _walk(network, found):
+        del asked
+    return found
+
+
+def _walk(network: Network, keep: dict[Ref, Interval] | None = None) -> Any:
+    """Each operation of the network with bounds of what it reads, in order. keep: takes all values' bounds."""
+    graph = network.graph
+    sizes = {given.shape[0]: 1 for given in graph.inputs if isinstance(given.shape[0], str)}
+    topology = network.solved(sizes)
+    open_sizes = _open_sizes(network, topology, sizes)
+    left = readers(topology)
+    values: dict[str, tuple[Interval, ...]] = {
+        given.name: (_given(given, topology.values[given.name][0].shape),) for given in graph.inputs
+    }
+    for node in graph.nodes:
+        operands = [values[ref.node][ref.output] for ref in node.inputs]
+        unsized = any(ref in open_sizes for ref in node.inputs)
+        asked = Bounding(_call(network, topology, node), OPS[node.op].run, operands, unsized)
+        yield asked
+        values[node.name] = _bounded(network, topology, asked)
+        if keep is not None:
+            keep.update({ref: values[ref.node][ref.output] for ref in node.inputs})
+            keep.update({Ref(node.name, n): one for n, one in enumerate(values[node.name])})
+        for ref in node.inputs:
+            left[ref.node] -= 1
+            if left[ref.node] == 0:
+                del values[ref.node]
+
+
+def _bounded(network: Network, topology: Topology, asked: Bounding) -> tuple[Interval, ...]:
+    """Bounds of an operation's results."""
+    import torch
+
+    op = OPS[asked.call.node.op]
+    whole = all(not x.low.is_floating_point() for x in asked.operands)
+    with torch.no_grad():
+        if op.bounds is not None and not (whole and all(x.known for x in asked.operands)):
+            found = op.bounds(asked)
+        elif all(x.known for x in asked.operands) and not asked.unsized:
+            call = call_of(topology, asked.call.node, [x.low for x in asked.operands], network.read_real, torch.float64)
+            made = op.run(call)
+            found = tuple(Interval.exact(one) for one in (made if isinstance(made, tuple) else (made,)))
+        else:
+            found = nothing(asked)
+    return tuple(one.sound() for one in (found if isinstance(found, tuple) else (found,)))
+
+
+def _call(network: Network, topology: Topology, node: Node) -> Call:
+    """The operation as rules of bounds take it: with parameters as they are stored."""
+    import torch
+
+    params = {role: network.read_real(name) for role, name in node.params.items()}
+    unit_axis = topology.value(node.inputs[0]).unit_axis if node.inputs else 0
+    return Call(
+        torch, node, [], params, topology.values[node.name], unit_axis, OPS[node.op].all_attrs(node), torch.float64
+    )
+
+
+def _given(given: Input, shape: tuple[int, ...]) -> Interval:
+    """What an input may hold: all numbers, or those within the range that the spec states."""
+    import torch
+
+    if given.dtype == "bool":
+        low, high = 0.0, 1.0
+    else:
+        low = -torch.inf if given.low is None else float(given.low)
+        high = torch.inf if given.high is None else float(given.high)
+        if "int" in given.dtype:
+            high -= 1.0
+    full = torch.zeros(shape, dtype=torch.float64)
+    return Interval.between(full + low, full + high)
+
+
+def _open_sizes(network: Network, topology: Topology, sizes: Mapping[str, int]) -> set[Ref]:
+    """Values with an axis that may have any size besides the batch: those whose shape follows it."""
+    names = {item for given in network.graph.inputs for item in given.shape[1:] if isinstance(item, str)}
+    free = names - set(network.graph.dims) - set(sizes)
+    every = {Ref(name, n): value.shape for name, values in topology.values.items() for n, value in enumerate(values)}
+    if not free:
+        return set()
+    try:
+        other = network.solved({**sizes, **dict.fromkeys(free, 2 * FREE_SIZE)})
+    except NetgrowError:
+        return set(every)
+    return {ref for ref, shape in every.items() if other.values[ref.node][ref.output].shape != shape}
+
+
+def _throughout(flags: Any, axis: int) -> Any:
+    """By index of an axis, whether it holds everywhere else."""
+    others = [n for n in range(flags.dim()) if n != axis]
+    return (flags.amin(others) if others else flags).cpu().numpy()
+
+
+def _either(seen: Mapping[Any, Any], known: Mapping[Any, Any]) -> dict[Any, Any]:
+    return {place: flags | known[place] for place, flags in seen.items()}
