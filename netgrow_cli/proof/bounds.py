@@ -92,15 +92,14 @@ def _walk(network: Network, keep: dict[Ref, Interval] | None = None) -> Any:
     graph = network.graph
     sizes = {given.shape[0]: 1 for given in graph.inputs if isinstance(given.shape[0], str)}
     topology = network.solved(sizes)
-    open_sizes = _open_sizes(network, topology, sizes)
+    unsized = _unsized(network, topology, sizes)
     left = readers(topology)
     values: dict[str, tuple[Interval, ...]] = {
         given.name: (_given(given, topology.values[given.name][0].shape),) for given in graph.inputs
     }
     for node in graph.nodes:
         operands = [values[ref.node][ref.output] for ref in node.inputs]
-        unsized = any(ref in open_sizes for ref in node.inputs)
-        asked = Bounding(_call(network, topology, node), OPS[node.op].run, operands, unsized)
+        asked = Bounding(_call(network, topology, node), OPS[node.op].run, operands, node.name in unsized)
         yield asked
         values[node.name] = _bounded(network, topology, asked)
         if keep is not None:
@@ -156,18 +155,41 @@ def _given(given: Input, shape: tuple[int, ...]) -> Interval:
     return Interval.between(full + low, full + high)
 
 
-def _open_sizes(network: Network, topology: Topology, sizes: Mapping[str, int]) -> set[Ref]:
-    """Values with an axis that may have any size besides the batch: those whose shape follows it."""
-    names = {item for given in network.graph.inputs for item in given.shape[1:] if isinstance(item, str)}
-    free = names - set(network.graph.dims) - set(sizes)
-    every = {Ref(name, n): value.shape for name, values in topology.values.items() for n, value in enumerate(values)}
-    if not free:
-        return set()
+def _unsized(network: Network, topology: Topology, sizes: Mapping[str, int]) -> set[str]:
+    """Operations to which the size of an axis that the spec leaves open can matter: all that read such an axis.
+
+    Rows of a batch are on their own as long as they stay on the first axis; an operation that takes them from there
+    may add them up.
+    """
+    named = {item for given in network.graph.inputs for item in given.shape[1:] if isinstance(item, str)}
+    free = named - set(network.graph.dims) - set(sizes)
     try:
-        other = network.solved({**sizes, **dict.fromkeys(free, 2 * FREE_SIZE)})
+        longer = _changed(network, topology, sizes, dict.fromkeys(free, 2 * FREE_SIZE)) if free else {}
+        higher = _changed(network, topology, sizes, dict.fromkeys(sizes, 2)) if sizes else {}
     except NetgrowError:
-        return set(every)
-    return {ref for ref, shape in every.items() if other.values[ref.node][ref.output].shape != shape}
+        return {node.name for node in network.graph.nodes}
+    found = set()
+    for node in network.graph.nodes:
+        rows = any(higher.get(ref) for ref in node.inputs)
+        made = [higher.get(Ref(node.name, n)) for n in range(len(topology.values[node.name]))]
+        moved = any(higher.get(ref, {0}) != {0} for ref in node.inputs) or (rows and any(one != {0} for one in made))
+        if moved or any(ref in longer for ref in node.inputs):
+            found.add(node.name)
+    return found
+
+
+def _changed(
+    network: Network, topology: Topology, sizes: Mapping[str, int], other: Mapping[str, int]
+) -> dict[Ref, set[int]]:
+    """Values whose shape follows some named sizes, with the axes that do."""
+    solved = network.solved({**sizes, **other})
+    found = {}
+    for name, values in topology.values.items():
+        for n, value in enumerate(values):
+            pairs = zip(value.shape, solved.values[name][n].shape, strict=True)
+            if axes := {axis for axis, (one, two) in enumerate(pairs) if one != two}:
+                found[Ref(name, n)] = axes
+    return found
 
 
 def _throughout(flags: Any, axis: int) -> Any:

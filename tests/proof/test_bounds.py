@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from netgrow_cli.proof.activity import observe
 from netgrow_cli.proof.bounds import bounds_of, prove
+from netgrow_cli.proof.probes import random_probes
 from netgrow_cli.topology.graph import Graph, Ref
 from netgrow_cli.topology.network import Network
 from netgrow_cli.topology.ops import OPS, canonical
@@ -18,6 +20,8 @@ from tests.topology import networks
 from tests.topology.networks import Layer, batch_norm, conv, gain, layer, linear
 from tests.topology.test_ops import CASES, ELSEWHERE, Case, built
 from tests.topology.test_random_networks import some_network
+from tests.topology.test_recurrent import FORMS, name_of, states_of
+from tests.topology.test_recurrent import built as recurrent
 
 RANGES: tuple[tuple[float | None, float | None], ...] = ((-1.5, 2.0), (0.0, 1.0), (-3.0, -1.0), (0.1, 3.0), (2.0, None))
 ROWS = 6
@@ -70,7 +74,7 @@ def check_inside(network: Network, made: networks.Network, seeds: int = ROWS) ->
         for ref, value in values.items():
             found, value = known[ref], value.double()
             assert not bool(found.low.isnan().any() | found.high.isnan().any())
-            assert found.shape == tuple(value.shape), ref
+            assert all(one in (1, size) for one, size in zip(found.shape, value.shape, strict=True)), ref
             inside = (found.low <= value) & (value <= found.high)
             assert bool((inside | value.isnan()).all()), f"{ref}, seed {seed}"
             start = first.setdefault(ref, value)
@@ -114,3 +118,30 @@ def test_values_of_random_networks_are_within_bounds(seed: int) -> None:
             made.tensors[name] = made.tensors[name].clamp(max=0.2) if seed % 4 == 1 else made.tensors[name].relu()
     for low, high in ((None, None), (-1.0, 1.0), (0.0, None)):
         check_inside(network_of(made, low, high), made, 3)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=name_of)
+def test_values_of_recurrent_layers_are_within_bounds(form: dict[str, Any]) -> None:
+    made = recurrent(form, ["rnn", *states_of(form)])
+    for weights in (lambda x: x, torch.relu, lambda x: -torch.relu(x), lambda x: x * (x > 0.7)):
+        made.tensors.update({name: weights(tensor) for name, tensor in made.tensors.items()})
+        for low, high in ((-1.0, 1.0), (0.0, None), (None, None)):
+            check_inside(network_of(made, low, high), made, 3)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=name_of)
+def test_silent_units_inside_recurrent_layers_are_proven(form: dict[str, Any]) -> None:
+    """A unit whose candidates read nothing is zero at all steps, at all levels; no other one is."""
+    made = recurrent(form, ["rnn"])
+    for name, tensor in made.tensors.items():
+        if name.startswith("rnn.") and "hr" not in name:
+            rows = tensor.reshape(-1, 4, *tensor.shape[1:])
+            rows[2 if len(rows) > 1 else 0, 1] = 0.0
+    network = network_of(made)
+    topology = network.solved()
+    hidden = [info for info in topology.widths.values() if info.size == 4 and info.frozen is None]
+    assert hidden
+    seen = observe(network, [info.width.id for info in hidden], random_probes(network.graph, 64, 0), dtype="float64")
+    known = prove(network, [info.width.id for info in hidden]).alone(seen)
+    for info in hidden:
+        assert known.dead(info.width.id) == known.silent(info.width.id) == [1], info.name
