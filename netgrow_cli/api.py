@@ -93,15 +93,19 @@ def prune(
     width: Names | None = None,
     units: Sequence[int] | None = None,
     dead: bool = False,
+    proven: bool = False,
     duplicates: bool = False,
     **options: Any,
 ) -> Report:
     """Units go; exact for dead units and duplicates, else it needs `allow_drift`.
 
-    Of `options`, those of `Choice` say which units: `fraction=0.25, by="activation"`.
+    dead: units that are constant on the probes; with proven, only those that are so for every input. Of `options`,
+    those of `Choice` say which units: `fraction=0.25, by="activation"`.
     """
     choice, options = _choice(options)
-    select = pruning(_list(layer), _list(width), units=units, dead=dead, duplicates=duplicates, choice=choice)
+    select = pruning(
+        _list(layer), _list(width), units=units, dead=dead, proven=proven, duplicates=duplicates, choice=choice
+    )
     return change(Path(path), "prune", select, _options(options))
 
 

@@ -26,6 +26,7 @@ def prune(
     width: WidthName = None,
     units: Units = None,
     dead: Annotated[bool, given("--dead", "Units that are constant on the probes; constants are folded.")] = False,
+    proven: Annotated[bool, given("--proven", "With --dead: only what is dead for every input, by bounds.")] = False,
     duplicates: Annotated[bool, given("--duplicates", "Units that copy others; merged into them.")] = False,
 ) -> int:
     """Remove units. Exact for dead units and duplicates; live ones need --allow-drift."""
@@ -39,6 +40,7 @@ def prune(
         width or [],
         units=chosen,
         dead=dead,
+        proven=proven,
         duplicates=duplicates,
         choice=common.choice,
     )

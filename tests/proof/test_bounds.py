@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from typing import Any
 
 import pytest
@@ -12,12 +11,11 @@ import torch
 from netgrow_cli.proof.activity import observe
 from netgrow_cli.proof.bounds import bounds_of, prove
 from netgrow_cli.proof.probes import random_probes
-from netgrow_cli.topology.graph import Graph, Ref
+from netgrow_cli.topology.graph import Graph, Node, Ref
 from netgrow_cli.topology.network import Network
 from netgrow_cli.topology.ops import OPS, canonical
 from netgrow_cli.topology.run import run
 from tests.topology import networks
-from tests.topology.networks import Layer, batch_norm, conv, gain, layer, linear
 from tests.topology.test_ops import CASES, ELSEWHERE, Case, built
 from tests.topology.test_random_networks import some_network
 from tests.topology.test_recurrent import FORMS, name_of, states_of
@@ -59,19 +57,27 @@ def drawn(network: Network, made: networks.Network, seed: int) -> dict[str, torc
     return found
 
 
+def values_of(network: Network, made: networks.Network, seed: int) -> dict[Ref, torch.Tensor]:
+    """All values of the network for some inputs, these too."""
+    inputs = drawn(network, made, seed)
+    values = {Ref(name): tensor for name, tensor in inputs.items()}
+
+    def observe(node: Node, _: Any, results: Any) -> None:
+        values.update({Ref(node.name, n): result for n, result in enumerate(results)})
+
+    run(made.topology, made.tensors.__getitem__, inputs, dtype=torch.float64, observe=observe)
+    return values
+
+
 def check_inside(network: Network, made: networks.Network, seeds: int = ROWS) -> int:
     """Every value is within its bounds, and the same for all inputs where it is said to be still."""
     known = bounds_of(network)
     first: dict[Ref, torch.Tensor] = {}
     counted = 0
     for seed in range(seeds):
-        inputs = drawn(network, made, seed)
-        values = {Ref(name): tensor for name, tensor in inputs.items() if Ref(name) in known}  # (some are unread)
-        observe = lambda node, _, results: values.update(  # noqa: E731
-            {Ref(node.name, n): result for n, result in enumerate(results)}
-        )
-        run(made.topology, made.tensors.__getitem__, inputs, dtype=torch.float64, observe=observe)
-        for ref, value in values.items():
+        for ref, value in values_of(network, made, seed).items():
+            if ref not in known:
+                continue  # an input that nothing reads
             found, value = known[ref], value.double()
             assert not bool(found.low.isnan().any() | found.high.isnan().any())
             assert all(one in (1, size) for one, size in zip(found.shape, value.shape, strict=True)), ref

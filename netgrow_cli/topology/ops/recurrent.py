@@ -250,8 +250,12 @@ def _bounds(asked: Bounding) -> tuple[Interval, ...]:
     sequence = last.map(lambda end: end[0].expand(asked.call.shape()))
     states = [_stacked([one.says for one in levels]), _stacked([one.cell for one in levels])]
     shapes = [asked.call.shape(n) for n in range(len(asked.call.outputs))]
-    more = zip(states, shapes[1:], strict=False)
-    return (sequence, *(state.map(lambda end, shape=shape: end[:, None].expand(shape)) for state, shape in more))
+    return (sequence, *(_for_batch(state, shape) for state, shape in zip(states, shapes[1:], strict=False)))
+
+
+def _for_batch(state: Interval, shape: Sequence[int]) -> Interval:
+    """(levels, units) for all rows."""
+    return state.map(lambda end: end[:, None].expand(shape))
 
 
 def _bounds_inside(asked: Bounding) -> dict[str, Interval]:
