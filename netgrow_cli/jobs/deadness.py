@@ -92,7 +92,9 @@ def dead_units(job: Job, chosen: Sequence[Target], *, proven_only: bool = False)
             changes.append(removed(job, width, units))
     if not changes:
         notes.append("no dead units: the output is a copy")
-    return Selection(tuple(changes), tuple(notes), found.activity, found.evidence)
+    sure = changes and all(set(one.dropped) <= found.proven[one.width] for one in changes)
+    evidence = tuple(one for one in found.evidence if one.kind == "bounds" or not sure)
+    return Selection(tuple(changes), tuple(notes), found.activity, evidence)
 
 
 def _evenly(job: Job, found: Deadness) -> dict[int, list[int]]:
