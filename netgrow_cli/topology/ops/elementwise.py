@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from netgrow_cli.topology.layout import Fixed, Layout, SizeMismatch
-from netgrow_cli.topology.ops import bounds
+from netgrow_cli.topology.ops import bounds, norm_bounds
 from netgrow_cli.topology.ops.base import NUMBER, TEXT, Attr, Bounds, Call, Fresh, Op, Param
 from netgrow_cli.topology.rule import Context, Role, Value, notation
 
@@ -322,7 +322,7 @@ OPS = (
         name="scale",
         rule=_scale_rule,
         run=lambda call: call.inputs[0] * _along(call, call.params["weight"]),
-        bounds=bounds.scaled,
+        bounds=norm_bounds.scaled,
         params=(Param("weight", "one"),),
         fresh="zero",
         doc="Times a learnt vector along the units (layer scale).",

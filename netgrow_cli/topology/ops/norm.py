@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 from netgrow_cli.topology.layout import CannotAlign
-from netgrow_cli.topology.ops import bounds
+from netgrow_cli.topology.ops import bounds, norm_bounds
 from netgrow_cli.topology.ops.base import INT, NUMBER, REQUIRED, Attr, Call, Op, Param, axis_in
 from netgrow_cli.topology.rule import Context, RuleFunction, Value, notation
 
@@ -160,7 +160,7 @@ OPS = (
         name="batch_norm",
         rule=notation("b c ..., c?, c?, c, c -> b c ...", ("weight", "bias", "running_mean", "running_var")),
         run=_batch_norm,
-        bounds=bounds.batch_norm,
+        bounds=norm_bounds.batch_norm,
         params=(*_GAIN, *_STATISTICS),
         attrs={"eps": Attr(1e-5, NUMBER)},
         fresh="zero",
@@ -170,7 +170,7 @@ OPS = (
         name="instance_norm",
         rule=_instance_norm_rule,
         run=_instance_norm,
-        bounds=bounds.instance_norm,
+        bounds=norm_bounds.instance_norm,
         params=(
             *_GAIN,
             Param("running_mean", "zero", optional=True),
@@ -184,7 +184,7 @@ OPS = (
         name="layer_norm",
         rule=_over_last("layer_norm", ("weight", "bias")),
         run=_layer_norm,
-        bounds=bounds.layer_norm,
+        bounds=norm_bounds.layer_norm,
         params=_GAIN,
         attrs={"eps": Attr(1e-5, NUMBER), "dims": Attr(1, INT)},
         fresh="normalises",
@@ -194,7 +194,7 @@ OPS = (
         name="rms_norm",
         rule=_over_last("rms_norm", ("weight",)),
         run=_rms_norm,
-        bounds=bounds.rms_norm,
+        bounds=norm_bounds.rms_norm,
         params=_GAIN[:1],
         attrs={"eps": Attr(1e-6, NUMBER), "dims": Attr(1, INT), "offset": Attr(0.0, NUMBER)},
         fresh="zero",
@@ -204,7 +204,7 @@ OPS = (
         name="group_norm",
         rule=_group_norm_rule,
         run=_group_norm,
-        bounds=bounds.fixed(bounds.group_norm),
+        bounds=bounds.fixed(norm_bounds.group_norm),
         params=_GAIN,
         attrs={"eps": Attr(1e-5, NUMBER), "groups": Attr(REQUIRED, (int, str))},
         doc="Mean 0 and variance 1 over each group of channels and all positions.",
@@ -236,7 +236,7 @@ OPS = (
         name="normalize",
         rule=_normalize_rule,
         run=_normalize,
-        bounds=bounds.unit_norm,
+        bounds=norm_bounds.unit_norm,
         attrs={"axis": Attr(1, INT), "p": Attr(2.0, NUMBER), "eps": Attr(1e-12, NUMBER)},
         fresh="zero",
         doc="Divides by the norm over an axis.",
@@ -245,7 +245,7 @@ OPS = (
         name="local_response_norm",
         rule=_local_response_rule,
         run=_local_response,
-        bounds=bounds.response,
+        bounds=norm_bounds.response,
         attrs={
             "size": Attr(REQUIRED, INT),
             "alpha": Attr(1e-4, NUMBER),
