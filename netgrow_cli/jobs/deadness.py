@@ -34,13 +34,15 @@ class Deadness:
 def deadness(job: Job, widths: Sequence[int], proven_only: bool = False) -> Deadness:
     """The dead units of some widths. proven_only: only those that are dead for every input."""
     graph = job.network.graph
-    if proven_only:  # the row tells which constants these units are
-        seen = observe(job.network, widths, random_probes(graph, 1, job.options.seed + 1), dtype=job.options.dtype)
-        known = prove(job.network, widths)
+    if proven_only:  # one row tells which constants these units are
+        row = random_probes(graph, 1, job.options.seed + 1)
+        seen = observe(job.network, widths, row, dtype=job.options.dtype)
+        data = job.probes(1, job.options.seed) if job.options.probe_data is not None else None
+        known = prove(job.network, widths, data)
         activity = known.alone(seen)
     else:
         seen = job.activity(widths)
-        known = prove(job.network, widths)
+        known = prove(job.network, widths, seen.probes)
         activity = known.beside(seen)
     alone = known.alone(activity)
     proven = {width: frozenset(alone.dead(width)) for width in widths}

@@ -10,11 +10,12 @@ size; what an operation says about them holds for any, or is nothing.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from netgrow_cli.errors import NetgrowError
 from netgrow_cli.proof.activity import Activity, Spot, inside_axes, read_spots
+from netgrow_cli.proof.probes import Probes
 from netgrow_cli.topology.graph import Graph, Input, Node, Ref
 from netgrow_cli.topology.intervals import Interval
 from netgrow_cli.topology.network import Network
@@ -47,14 +48,15 @@ class Proven:
         )
 
 
-def prove(network: Network, widths: Sequence[int]) -> Proven:
-    """What is constant, and what zero, for every input where these widths are read."""
+def prove(network: Network, widths: Sequence[int], probes: Probes | None = None) -> Proven:
+    """What is constant, and what zero, for every input where these widths are read; for these probes too, where they
+    are outside of the ranges that the spec states."""
     topology = network.solved()
     spots, inner = read_spots(topology, widths), inside_axes(topology, widths)
     constant: dict[Spot, Any] = {}
     zero: dict[Spot, Any] = {}
     inside: dict[AxisUse, Any] = {}
-    for asked in _walk(network):
+    for asked in _walk(network, probes=probes):
         node = asked.call.node
         for spot in spots.get(node.name, ()):
             x = asked.operands[spot[1]]
@@ -87,7 +89,9 @@ def bounds_of(network: Network) -> dict[Ref, Interval]:
     return found
 
 
-def _walk(network: Network, keep: dict[Ref, Interval] | None = None) -> Any:
+def _walk(
+    network: Network, keep: dict[Ref, Interval] | None = None, probes: Probes | None = None
+) -> Iterator[Bounding]:
     """Each operation of the network with bounds of what it reads, in order. keep: takes all values' bounds."""
     graph = network.graph
     sizes = {given.shape[0]: 1 for given in graph.inputs if isinstance(given.shape[0], str)}
@@ -95,7 +99,7 @@ def _walk(network: Network, keep: dict[Ref, Interval] | None = None) -> Any:
     unsized = _unsized(network, topology, sizes)
     left = readers(topology)
     values: dict[str, tuple[Interval, ...]] = {
-        given.name: (_given(given, topology.values[given.name][0].shape),) for given in graph.inputs
+        given.name: (_given(_reaching(given, probes), topology.values[given.name][0].shape),) for given in graph.inputs
     }
     for node in graph.nodes:
         operands = [values[ref.node][ref.output] for ref in node.inputs]
@@ -153,6 +157,16 @@ def _given(given: Input, shape: tuple[int, ...]) -> Interval:
             high -= 1.0
     full = torch.zeros(shape, dtype=torch.float64)
     return Interval.between(full + low, full + high)
+
+
+def _reaching(given: Input, probes: Probes | None) -> Input:
+    """The input with a range in which the user's data are, too."""
+    if probes is None or probes.data is None or "float" not in given.dtype:
+        return given
+    data = probes.data[given.name]
+    low = None if given.low is None else min(given.low, float(data.min()))
+    high = None if given.high is None else max(given.high, float(data.max()))
+    return dataclasses.replace(given, low=low, high=high)
 
 
 def _unsized(network: Network, topology: Topology, sizes: Mapping[str, int]) -> set[str]:

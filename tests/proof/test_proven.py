@@ -120,6 +120,19 @@ def test_a_stated_range_proves_more_and_is_named(tmp_path: Path) -> None:
     assert found(chain_file(tmp_path, net), "fc1")[0].proven[width] == frozenset()
 
 
+def test_data_beyond_the_stated_range_are_not_proven_away(tmp_path: Path) -> None:
+    net = chain()
+    with torch.no_grad():
+        net[0].weight[4], net[0].bias[4] = torch.eye(5)[0], -3.0
+    stated = CHAIN.replace("x: [batch, 5]", "x: {shape: [batch, 5], low: -2, high: 2}")
+    path = chain_file(tmp_path, net, stated)
+    torch.save(torch.full((3, 5), 4.0), tmp_path / "obs.pt")
+    assert 4 in found(path, "fc1")[0].proven[found(path, "fc1")[1][0]]
+    for only in (False, True):
+        known, (width,) = found(path, "fc1", proven_only=only, probe_data=tmp_path / "obs.pt")
+        assert 4 not in known.proven[width] and 4 not in (known.dead[width] if only else known.proven[width])
+
+
 @both
 def test_both_go_exactly(tmp_path: Path, proven: bool) -> None:
     net = chain()
