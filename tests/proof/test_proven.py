@@ -323,3 +323,19 @@ def test_sizes_of_values(tmp_path: Path, constant: float, proven: bool) -> None:
     assert list(done.report.plan.changes[0].dropped) == [2]
     assert done.distance(inputs(7, attention.TIME, 6)) < EXACT
     assert names_of(done) == ["bounds"]
+
+
+@pytest.mark.parametrize("first", ("batch, time", "time, batch"))
+def test_a_length_that_the_spec_leaves_open_proves_nothing_of_one_length(tmp_path: Path, first: str) -> None:
+    """A sum over as many steps as are run here stays below the bias; over more it does not. What no length wakes is
+    proven all the same."""
+    axis = first.split(", ").index("time")
+    text = spec_of(f"x: {{shape: [{first}, 1], low: 0, high: 1}}", "out", total=f"op: sum, from: x, axes: {axis}",
+                   fc="op: linear, from: total", act="op: relu, from: fc", out="op: linear, from: act")  # fmt: skip
+    state = {"fc.weight": torch.tensor([[1.0], [-1.0], [1.0]]), "fc.bias": torch.tensor([-5.5, 0.0, 0.1]),
+             "out.weight": torch.ones(2, 3), "out.bias": torch.zeros(2)}  # fmt: skip
+    known, (width,) = found(save(tmp_path, text, state), "fc", proven_only=True)
+    assert known.proven[width] == {1}
+    fixed = text.replace("time", "5")
+    if axis == 1:
+        assert found(save(tmp_path, fixed, state), "fc", proven_only=True)[0].proven[width] == {0, 1}
