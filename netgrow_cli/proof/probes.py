@@ -128,8 +128,8 @@ def _from_table(given: Input, table: Any, path: Path) -> Any:
         table = table.reshape(count, *sizes)
     elif len(sizes) == len(given.shape) - 1 and math.prod(sizes) != columns:
         raise UsageError(
-            f"{path}: its rows have {columns} columns, input {given.name!r} [{_shape_text(given)}] has "
-            f"{math.prod(sizes)} numbers; leave out columns that are no input (labels, an index)"
+            f"{path}: input {given.name!r} should be [{_shape_text(given)}], the file has {list(table.shape)}; leave out "
+            "columns that are no input (labels, an index)"
         )
     if "float" in given.dtype or not bool(table.isfinite().all()):
         return table

@@ -17,7 +17,7 @@ def read_table(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise UsageError(f"{path}: it is no text in UTF-8, so no CSV file") from None
+        raise UsageError(f"{path}: cannot be read as probes: it is no text in UTF-8") from None
     lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     delimiter = next((mark for mark in _DELIMITERS if lines and mark in lines[0][1]), ",")
     rows = [(number, [cell.strip().strip('"') for cell in line.split(delimiter)]) for number, line in lines]
@@ -27,7 +27,9 @@ def read_table(path: Path) -> Any:
     count = len(names or rows[0][1])
     for number, cells in rows:
         if len(cells) != count:
-            raise UsageError(f"{path}:{number}: it has {len(cells)} columns, the lines before have {count}")
+            raise UsageError(
+                f"{path}: cannot be read as probes: line {number} has {len(cells)} columns, those before have {count}"
+            )
     try:
         return np.array([cells for _, cells in rows], dtype=np.float64)
     except ValueError:
@@ -40,7 +42,8 @@ def _fault(path: Path, rows: list[tuple[int, list[str]]], names: list[str] | Non
         (number, place, cell) for number, cells in rows for place, cell in enumerate(cells) if not _is_number(cell)
     )
     column = f"column {place + 1}" + (f" ({names[place]})" if names else "")
-    return f"{path}:{number}: {column} is {'empty' if not cell else repr(cell)}, where a number is needed"
+    found = "empty" if not cell else repr(cell)
+    return f"{path}: cannot be read as probes: line {number}, {column} is {found}, where a number is needed"
 
 
 def _is_number(cell: str) -> bool:

@@ -99,10 +99,10 @@ def test_tables_as_programs_write_them(run: Run, mlp_with_dead: Path, tmp_path: 
     (
         ("", "it has no rows"),
         ("a,b,c,d,e\n", "it has no rows"),
-        ("a,b,c,d,e\n1,2,3,4\n", "obs.csv:2: it has 4 columns, the lines before have 5"),
-        ("a,b,c,d,e\n1,2,,4,5\n", "obs.csv:2: column 3 (c) is empty, where a number is needed"),
-        ("1,2,3,4,5\n\n1,2,cat,4,5\n", "obs.csv:3: column 3 is 'cat', where a number is needed"),
-        ("a,b,c,d,e,label\n1,2,3,4,5,0\n", "its rows have 6 columns, input 'x' [batch, 5] has 5 numbers; leave out"),
+        ("a,b,c,d,e\n1,2,3,4\n", "line 2 has 4 columns, those before have 5"),
+        ("a,b,c,d,e\n1,2,,4,5\n", "line 2, column 3 (c) is empty, where a number is needed"),
+        ("1,2,3,4,5\n\n1,2,cat,4,5\n", "line 3, column 3 is 'cat', where a number is needed"),
+        ("a,b,c,d,e,label\n1,2,3,4,5,0\n", "should be [batch, 5], the file has [1, 6]; leave out columns"),
         ("1,2,nan,4,5\n", "not all finite"),
     ),
 )
