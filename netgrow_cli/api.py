@@ -93,14 +93,15 @@ def prune(
     width: Names | None = None,
     units: Sequence[int] | None = None,
     dead: bool = False,
+    proven: bool = False,
     duplicates: bool = False,
     compensate: bool = False,
     **options: Any,
 ) -> Report:
     """Units go; exact for dead units and duplicates, else it needs `allow_drift`.
 
-    Of `options`, those of `Choice` say which units: `fraction=0.25, by="activation"`. compensate: refit what
-    reads them.
+    dead: units that are constant on the probes; with proven, only those that are so for every input. Of `options`,
+    those of `Choice` say which units: `fraction=0.25, by="activation"`. compensate: refit what reads them.
     """
     choice, options = _choice(options)
     select = pruning(
@@ -108,6 +109,7 @@ def prune(
         _list(width),
         units=units,
         dead=dead,
+        proven=proven,
         duplicates=duplicates,
         compensate=compensate,
         choice=choice,

@@ -26,6 +26,7 @@ def prune(
     width: WidthName = None,
     units: Units = None,
     dead: Annotated[bool, given("--dead", "Units that are constant on the probes; constants are folded.")] = False,
+    proven: Annotated[bool, given("--proven", "With --dead: only what is dead for every input, by bounds.")] = False,
     duplicates: Annotated[bool, given("--duplicates", "Units that copy others; merged into them.")] = False,
     compensate: Annotated[
         bool, given("--compensate", "Refit what reads the units by least squares on probes (--probe-data).")
@@ -42,6 +43,7 @@ def prune(
         width or [],
         units=chosen,
         dead=dead,
+        proven=proven,
         duplicates=duplicates,
         compensate=compensate,
         choice=common.choice,

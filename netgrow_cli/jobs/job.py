@@ -122,6 +122,10 @@ class Selection:
     evidence: tuple[Evidence, ...] = ()
     compensate: bool = False
 
+    def doubtful(self) -> list[Evidence]:
+        """The evidence that holds for rows that were looked at, and need not hold for others."""
+        return [one for one in self.evidence if one.kind in ("probes", "data")]
+
 
 Selector = Callable[[Job], Selection]
 
@@ -322,22 +326,25 @@ class _Draft:
         found.extend(f"{why}: the result does not load into it" for why in self.plan.torn[:4])
         if self.equivalence is not None and self.equivalence.constant:
             found.append("the outputs are the same on all probes, so that the probes show little; pass --probe-data")
-        activity = self.selection.activity
-        if activity is not None and not activity.probes.random and self.equivalence is not None:
-            found.append(
-                f"dead means dead on the {activity.probes.rows} rows of {activity.probes.origin}; the proof ran on the "
-                "same rows, and other inputs may wake a unit"
-            )
-        if activity is not None and activity.probes.random and self.plan.changes:
-            found.append(
-                f"units were chosen on {activity.probes.rows} random probes; what is dead there need not be dead on "
-                "data: pass --probe-data FILE"
-            )
+        if self.plan.changes:
+            found.extend(self._doubts())
         if any(c.copies and c.noise == 0.0 for c in self.plan.changes):
             found.append("without noise copies stay twins under training; leave --noise at its default")
         if self.learnable is not None and not self.learnable.good:
             found.append(_learnability_text(self.learnable))
         return tuple(found)
+
+    def _doubts(self) -> Iterator[str]:
+        """What the choice of units stands on that other inputs may show to be otherwise."""
+        dead = self.selection.activity is not None
+        for one in self.selection.doubtful():
+            if not one.random and self.equivalence is not None:
+                what = f"dead means dead {one.text()}" if dead else f"units were chosen {one.text()}"
+                yield f"{what}; the proof ran on the same rows, and other inputs may wake a unit"
+            elif one.random:
+                proven = ", or only what is dead for every input: --proven" if self.command == "prune" and dead else ""
+                what = "what is dead there need not be dead on data" if dead else "on data they may do otherwise"
+                yield f"units were chosen {one.text()}; {what}: pass --probe-data FILE{proven}"
 
 
 def _learnability_text(found: Learnability) -> str:

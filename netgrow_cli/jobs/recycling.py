@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from netgrow_cli.errors import Refused, UsageError
+from netgrow_cli.jobs.evidence import Evidence
 from netgrow_cli.jobs.job import Job, Selection, Selector
 from netgrow_cli.surgery import change
 from netgrow_cli.surgery.scores import Scores, weight_score
@@ -32,7 +33,7 @@ def recycling(layers: Sequence[str], widths: Sequence[str], *, noise: float) -> 
             changes.append(change.recycle(info.width.id, info.size, pairs, noise))
         if not changes:
             notes.append("no dead units: the output is a copy")
-        return Selection(tuple(changes), tuple(notes), activity)
+        return Selection(tuple(changes), tuple(notes), activity, (Evidence.of_probes(activity.probes),))
 
     return select
 

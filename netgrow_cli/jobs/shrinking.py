@@ -28,6 +28,7 @@ def pruning(
     *,
     units: Sequence[int] | None = None,
     dead: bool = False,
+    proven: bool = False,
     duplicates: bool = False,
     compensate: bool = False,
     choice: Choice = EVERYTHING,
@@ -41,12 +42,14 @@ def pruning(
             "say which units: one of --units 3,7, --dead, --duplicates, --lowest K, --fraction F, --below C, --top K, "
             "--above C"
         )
+    if proven and not dead:
+        raise UsageError("--proven goes with --dead: the units that are dead for every input")
     choice.check()
 
     def select(job: Job) -> Selection:
         chosen = targets(job.topology, layers, widths)
         if dead:
-            return dead_units(job, chosen)
+            return dead_units(job, chosen, proven_only=proven)
         if duplicates:
             return merged(job, free_widths(chosen))
         if units is not None:

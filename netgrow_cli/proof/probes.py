@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from netgrow_cli.errors import NetgrowError, UsageError, first_line
+from netgrow_cli.proof.table import read_table
 from netgrow_cli.topology import library
 from netgrow_cli.topology.graph import Graph, Input
 
 BATCH = 256
 """Rows that run at once."""
+
+FORMATS = (".npy", ".npz", ".safetensors", ".pt", ".pth", ".csv")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,20 +104,71 @@ def data_probes(graph: Graph, path: Path, rows: int | None) -> Probes:
     if len(inputs) == 1 and len(arrays) == 1:
         data = {inputs[0].name: next(iter(arrays.values()))}
     else:
-        missing = [given.name for given in inputs if given.name not in arrays]
-        if missing:
-            raise UsageError(f"{path}: no array named {missing[0]!r}; it has {', '.join(arrays)}")
+        _need_names(inputs, arrays, path)
         data = {given.name: arrays[given.name] for given in inputs}
+    if path.suffix == ".csv":
+        data = {given.name: _from_table(given, data[given.name], path) for given in inputs}
     lengths = set()
     for given in inputs:
         _check_shape(given, data[given.name], path)
         lengths.add(len(data[given.name]))
     if len(lengths) > 1:
-        raise UsageError(f"{path}: its arrays have different numbers of rows: {sorted(lengths)}")
+        counted = ", ".join(f"{given.name} {len(data[given.name])}" for given in inputs)
+        raise UsageError(f"{path}: its arrays have different numbers of rows: {counted}")
     have = lengths.pop()
     if have == 0:
         raise UsageError(f"{path}: it has no rows")
+    for given in inputs:
+        _check_integers(given, data[given.name], path)
     return Probes(graph, min(rows or have, have), 0, data, path.name)
+
+
+def _need_names(inputs: Sequence[Input], arrays: Mapping[str, Any], path: Path) -> None:
+    """Raises UsageError where an input has no array of its name."""
+    missing = [given.name for given in inputs if given.name not in arrays]
+    if not missing:
+        return
+    if set(arrays) == {""}:
+        wanted = ", ".join(given.name for given in inputs)
+        raise UsageError(
+            f"{path}: it holds one array, and the network has {len(inputs)} inputs; give an .npz, .safetensors or .pt "
+            f"file with an array for each: {wanted}"
+        )
+    raise UsageError(f"{path}: no array named {missing[0]!r}; it has {', '.join(arrays) or 'none'}")
+
+
+def _from_table(given: Input, table: Any, path: Path) -> Any:
+    """A table's rows in the shape and kind of an input. Raises UsageError."""
+    sizes = [item for item in given.shape[1:] if isinstance(item, int)]
+    count, columns = table.shape
+    if len(given.shape) != 2 and len(sizes) == len(given.shape) - 1 and math.prod(sizes) == columns:
+        table = table.reshape(count, *sizes)
+    elif len(sizes) == len(given.shape) - 1 and math.prod(sizes) != columns:
+        raise UsageError(
+            f"{path}: input {given.name!r} should be [{_shape_text(given)}], the file has {list(table.shape)}; leave "
+            "out columns that are no input (labels, an index)"
+        )
+    if "float" in given.dtype or not bool(table.isfinite().all()):
+        return table
+    if not bool((table == table.round()).all()):
+        raise UsageError(f"{path}: input {given.name!r} should be {given.dtype}, the file has fractions")
+    return table.bool() if given.dtype == "bool" else table.long()
+
+
+def _shape_text(given: Input) -> str:
+    return ", ".join(str(item) for item in given.shape)
+
+
+def _check_integers(given: Input, tensor: Any, path: Path) -> None:
+    """Integers choose rows of tables: what the spec does not allow is not there. Raises UsageError."""
+    if "int" not in given.dtype:
+        return
+    least, most = int(tensor.min()), int(tensor.max())
+    low, high = int(given.low or 0), None if given.high is None else int(given.high)
+    if least < low or (high is not None and most >= high):
+        found = least if least < low else most
+        allowed = f"from {low}" + (f" up to {high - 1}" if high is not None else " up")
+        raise UsageError(f"{path}: input {given.name!r} holds {found}; the spec allows {allowed}")
 
 
 def _check_shape(given: Input, tensor: Any, path: Path) -> None:
@@ -122,12 +177,15 @@ def _check_shape(given: Input, tensor: Any, path: Path) -> None:
         isinstance(item, str) or item == size for item, size in zip(given.shape[1:], shape[1:], strict=True)
     )
     if not fits:
-        wanted = ", ".join(str(item) for item in given.shape)
-        raise UsageError(f"{path}: input {given.name!r} should be [{wanted}], the file has {list(shape)}")
+        raise UsageError(f"{path}: input {given.name!r} should be [{_shape_text(given)}], the file has {list(shape)}")
     if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
         raise UsageError(f"{path}: its values for {given.name!r} are not all finite")
     if tensor.is_floating_point() != ("float" in given.dtype):
-        raise UsageError(f"{path}: input {given.name!r} should be {given.dtype}, the file has {tensor.dtype}")
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise UsageError(
+            f"{path}: input {given.name!r} should be {given.dtype}, the file has {kind}; store what the network "
+            "itself is given, scaled as in training"
+        )
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -139,20 +197,21 @@ def _load(path: Path) -> dict[str, Any]:
 
     try:
         if path.suffix == ".npy":
-            return {"": torch.from_numpy(np.load(path, allow_pickle=False))}
+            return {"": _tensor(np.load(path, allow_pickle=False))}
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as archive:
-                return {name: torch.from_numpy(archive[name]) for name in archive.files}
+                return {name: _tensor(archive[name]) for name in archive.files}
         if path.suffix == ".csv":
-            table = np.loadtxt(_rows(path), delimiter=",", ndmin=2, dtype=np.float64)
-            return {"": torch.from_numpy(table)}
+            return {"": torch.from_numpy(read_table(path))}
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return dict(load_file(path))
         loaded = load_tree(path, detect(path))
-    except NetgrowError:
-        raise
+    except NetgrowError as error:
+        if path.suffix in FORMATS and not path.is_dir():
+            raise
+        raise UsageError(f"{path}: probes are read from {', '.join(FORMATS)} files ({error})") from None
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such file of probes") from None
     except Exception as error:
@@ -164,21 +223,11 @@ def _load(path: Path) -> dict[str, Any]:
     raise UsageError(f"{path}: probes should be a tensor, or tensors by input name")
 
 
-def _rows(path: Path) -> list[str]:
-    """The lines of a table, without a header: a first line in which nothing is a number. Raises UsageError."""
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    rows = lines if lines and any(map(_is_number, lines[0].split(","))) else lines[1:]
-    if not rows:
-        raise UsageError(f"{path}: it has no rows")
-    return rows
+def _tensor(array: Any) -> Any:
+    """An array in the byte order of this machine."""
+    import torch
 
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
 
 
 def _fixed_batch(graph: Graph) -> int | None:

@@ -33,7 +33,7 @@ def run(
     inputs: by name, tensors of the solved topology's shapes.
     observe: called after each operation with the node, its operands and its results.
     """
-    left = _readers(topology)
+    left = readers(topology)
     values: dict[str, tuple[Any, ...]] = {name: (tensor,) for name, tensor in inputs.items()}
     for node in topology.graph.nodes:
         operands = [values[ref.node][ref.output] for ref in node.inputs]
@@ -73,7 +73,7 @@ def call_of(
     return Call(_torch(dtype), node, operands, params, outputs, unit_axis, OPS[node.op].all_attrs(node), dtype)
 
 
-def _readers(topology: Topology) -> collections.Counter[str]:
+def readers(topology: Topology) -> collections.Counter[str]:
     """How often each value is read; outputs count once more, so that they stay."""
     left: collections.Counter[str] = collections.Counter()
     for node in topology.graph.nodes:

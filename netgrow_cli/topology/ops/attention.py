@@ -10,8 +10,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from netgrow_cli.topology.intervals import Interval
 from netgrow_cli.topology.layout import CannotAlign, Layout, SizeMismatch
-from netgrow_cli.topology.ops.base import BOOL, INT, NUMBER, REQUIRED, TEXT, Attr, Call, Op
+from netgrow_cli.topology.ops import bounds
+from netgrow_cli.topology.ops.base import BOOL, INT, NUMBER, REQUIRED, TEXT, Attr, Bounding, Call, Op
 from netgrow_cli.topology.ops.elementwise import broadcast
 from netgrow_cli.topology.rule import Context, Value
 
@@ -183,6 +185,42 @@ def _seen(call: Call, scores: Any) -> Any:
     return seen if call.attrs["window"] is None else seen & (back < call.attrs["window"])
 
 
+def _attention_bounds(asked: Bounding) -> Interval:
+    """A mean of values over positions, by weights that add up to one."""
+    value, mask, torch = asked.operands[2], asked.operands[3:], asked.call.torch
+    shared = asked.operands[0].shape[-3] // value.shape[-3]
+    low, high = value.low.amin(-2, keepdim=True), value.high.amax(-2, keepdim=True)
+    low, high = (end.repeat_interleave(shared, -3).expand(asked.call.shape()) for end in (low, high))
+    found = Interval.between(low, high)
+    if mask and not _sees_some(asked, mask[0]):
+        found = found.around_zero()  # (what sees no position is zero)
+    off = (value.shape[-2] * 2.0**-23 + 2.0**-12) * torch.maximum(found.low.abs(), found.high.abs())
+    off = torch.where(off.isinf(), 0.0, off)
+    return Interval(found.low - off, found.high + off, found.still)
+
+
+def _sees_some(asked: Bounding, mask: Interval) -> bool:
+    """Whether every position is known to see one, by its mask alone."""
+    if asked.unsized or not mask.known or any(asked.call.attrs[name] for name in ("is_causal", "window")):
+        return False
+    seen = mask.low > -asked.call.torch.inf if mask.low.is_floating_point() else mask.low.bool()
+    return bool(seen.any(-1).all())
+
+
+def _summed(asked: Bounding) -> int:
+    """How many products are added up."""
+    shapes = [operand.shape for operand in asked.operands]
+    if asked.call.node.op != "einsum":
+        return shapes[0][-1]
+    terms, _, result = asked.call.attrs["equation"].replace(" ", "").partition("->")
+    sizes = {
+        n: size
+        for term, shape in zip(terms.split(","), shapes, strict=True)
+        for n, size in zip(term, shape, strict=True)
+    }
+    return math.prod(size for letter, size in sizes.items() if letter not in result)
+
+
 def _einsum(call: Call) -> Any:
     return _scaled(call, call.torch.einsum(call.attrs["equation"], *_alike(call.inputs)))
 
@@ -219,6 +257,7 @@ OPS = (
         rule=_matmul_rule,
         run=_matmul,
         numpy=_matmul_in_numpy,
+        bounds=bounds.products(_summed),
         attrs=_SCALED,
         inputs=(2, 2),
         doc="Product of two activations; `scaled`: divided by the root of the size that is summed over.",
@@ -228,6 +267,7 @@ OPS = (
         rule=_einsum_rule,
         run=_einsum,
         numpy=_einsum_in_numpy,
+        bounds=bounds.products(_summed),
         attrs={"equation": Attr(REQUIRED, TEXT), **_SCALED},
         inputs=(1, None),
         doc="Product of activations by an equation; `scaled` as for matmul.",
@@ -237,6 +277,7 @@ OPS = (
         rule=_attention_rule,
         run=_attention,
         numpy=_attention_in_numpy,
+        bounds=_attention_bounds,
         attrs={
             "is_causal": Attr(False, BOOL),
             "scale": Attr(None, NUMBER),

@@ -13,6 +13,7 @@ from netgrow_cli.topology.rule import Context, RuleFunction, Value
 if TYPE_CHECKING:
     import torch
 
+    from netgrow_cli.topology.intervals import Interval
     from netgrow_cli.topology.rows import Rows
 
 REQUIRED: Any = object()
@@ -100,6 +101,28 @@ class Call:
 
 
 @dataclasses.dataclass(frozen=True)
+class Bounding:
+    """One operation whose results are to be bounded.
+
+    call: without operands; floating parameters in their own dtype. run: the operation. operands: bounds of what it
+    reads. unsized: whether an operand has an axis that may have any size (`time`), which is run at one of them here.
+    """
+
+    call: Call
+    run: Callable[[Call], Any]
+    operands: Sequence[Interval]
+    unsized: bool = False
+
+    def at(self, *inputs: Any, **params: Any) -> Any:
+        """The operation on numbers, with these parameters alone."""
+        return self.run(dataclasses.replace(self.call, inputs=inputs, params=params))
+
+
+Bounds = Callable[[Bounding], "Interval | tuple[Interval, ...]"]
+"""What is known of an operation's results from bounds of its operands. It holds for any size of an axis without one."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Op:
     """An operation: everything netgrow knows of it.
 
@@ -110,6 +133,8 @@ class Op:
         that are `inside`, the units on its last axis. It is no linear function of what it reads, but keeps zeros.
     by_rows: as `run`, with a large weight of two axes a few rows at a time; the call is without it.
     numpy, numpy_by_rows: the same with numpy, for what proofs in pieces meet most often; None where it takes torch.
+    bounds: what is known of its results where bounds of its operands are known; None is nothing. See `ops.bounds`.
+    bounds_inside: likewise of `inside`.
     """
 
     name: str
@@ -126,6 +151,8 @@ class Op:
     by_rows: Callable[[Call, Rows], Any] | None = None
     numpy: Callable[[Call], Any] | None = None
     numpy_by_rows: Callable[[Call, Rows], Any] | None = None
+    bounds: Bounds | None = None
+    bounds_inside: Callable[[Bounding], Mapping[str, Interval]] | None = None
     doc: str = ""
 
     def param(self, name: str) -> Param | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from netgrow_cli.topology.ops import bounds
 from netgrow_cli.topology.ops.base import INTS, TEXT, Attr, Call, Op, Param, several, spatial
 from netgrow_cli.topology.rule import Context, RuleFunction, notation
 
@@ -219,6 +220,7 @@ OPS = tuple(
             name=f"conv{dims}d",
             rule=_conv_rule(dims),
             run=_run(dims),
+            bounds=bounds.fixed(bounds.weighted(made=0)),
             params=_PARAMS,
             attrs=_ATTRS,
             consumes_axis=1,
@@ -229,6 +231,7 @@ OPS = tuple(
             name=f"conv_transpose{dims}d",
             rule=_transposed_rule(dims),
             run=_run_transposed(dims),
+            bounds=bounds.fixed(bounds.weighted(made=1)),
             params=_PARAMS,
             attrs=_TRANSPOSED_ATTRS,
             consumes_axis=1,

@@ -8,34 +8,60 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from netgrow_cli.topology.layout import Fixed, Layout, SizeMismatch
-from netgrow_cli.topology.ops.base import NUMBER, TEXT, Attr, Call, Fresh, Op, Param
+from netgrow_cli.topology.ops import bounds, norm_bounds
+from netgrow_cli.topology.ops.base import NUMBER, TEXT, Attr, Bounds, Call, Fresh, Op, Param
 from netgrow_cli.topology.rule import Context, Role, Value, notation
 
-# Activations of torch.nn.functional without settings, by whether f(0) = 0.
-_ZERO_AT_ZERO = ("relu", "relu6", "selu", "silu", "mish", "tanh", "hardswish", "softsign", "tanhshrink")
-_NOT_ZERO_AT_ZERO = ("sigmoid", "hardsigmoid", "logsigmoid")
+# Activations of torch.nn.functional without settings, by whether f(0) = 0, and what they do to bounds.
+_ZERO_AT_ZERO: dict[str, Bounds] = {
+    "relu": bounds.rising(0.0, exact=True),
+    "relu6": bounds.rising(0.0, 6.0, exact=True),
+    "selu": bounds.rising(),
+    "silu": bounds.valley(-1.2785, -0.278465),
+    "mish": bounds.valley(-1.1924, -0.308845),
+    "tanh": bounds.rising(-1.0, 1.0),
+    "hardswish": bounds.valley(-1.5, -0.375001),
+    "softsign": bounds.rising(-1.0, 1.0),
+    "tanhshrink": bounds.rising(),
+}
+_NOT_ZERO_AT_ZERO: dict[str, Bounds] = {
+    "sigmoid": bounds.rising(0.0, 1.0),
+    "hardsigmoid": bounds.rising(0.0, 1.0),
+    "logsigmoid": bounds.rising(None, 0.0),
+}
 # torch's own functions of one argument.
-_UNARY_ZERO = [
-    "abs",
-    "neg",
-    "sign",
-    "square",
-    "sqrt",
-    "sin",
-    "tan",
-    "asin",
-    "atan",
-    "sinh",
-    "asinh",
-    "erf",
-    "expm1",
-    "log1p",
-    "floor",
-    "ceil",
-    "round",
-    "trunc",
-]
-_UNARY = ("exp", "exp2", "log", "log2", "log10", "reciprocal", "rsqrt", "cos", "cosh", "erfc")
+_UNARY_ZERO: dict[str, Bounds] = {
+    "abs": bounds.valley(0.0, 0.0),
+    "neg": bounds.falling(),
+    "sign": bounds.rising(-1.0, 1.0, exact=True),
+    "square": bounds.valley(0.0, 0.0),
+    "sqrt": bounds.rising(),
+    "sin": bounds.ranging(-1.0, 1.0),
+    "tan": bounds.nothing,
+    "asin": bounds.rising(),
+    "atan": bounds.rising(),
+    "sinh": bounds.rising(),
+    "asinh": bounds.rising(),
+    "erf": bounds.rising(-1.0, 1.0),
+    "expm1": bounds.rising(-1.0),
+    "log1p": bounds.rising(),
+    "floor": bounds.rising(exact=True),
+    "ceil": bounds.rising(exact=True),
+    "round": bounds.rising(exact=True),
+    "trunc": bounds.rising(exact=True),
+}
+_UNARY: dict[str, Bounds] = {
+    "exp": bounds.rising(0.0),
+    "exp2": bounds.rising(0.0),
+    "log": bounds.rising(),
+    "log2": bounds.rising(),
+    "log10": bounds.rising(),
+    "reciprocal": bounds.reciprocal,
+    "rsqrt": bounds.falling(),
+    "cos": bounds.ranging(-1.0, 1.0),
+    "cosh": bounds.valley(0.0, 1.0),
+    "erfc": bounds.falling(0.0, 2.0),
+}
 
 
 # What numpy calls otherwise, or has not at all, of (numpy, operand, settings).
@@ -243,9 +269,16 @@ def _root_scale(call: Call) -> Any:
     return call.inputs[0] * call.inputs[0].shape[call.unit_axis] ** 0.5
 
 
-def _op(name: str, run: Callable[[Call], Any], fresh: Fresh, doc: str, attrs: dict[str, Attr] | None = None) -> Op:
+def _op(
+    name: str,
+    run: Callable[[Call], Any],
+    known: Bounds,
+    fresh: Fresh,
+    doc: str,
+    attrs: dict[str, Attr] | None = None,
+) -> Op:
     numpy = run if run is _identity else _in_numpy(name)
-    return Op(name=name, rule=_same, run=run, fresh=fresh, attrs=attrs or {}, numpy=numpy, doc=doc)
+    return Op(name=name, rule=_same, run=run, bounds=known, fresh=fresh, attrs=attrs or {}, numpy=numpy, doc=doc)
 
 
 def _number(default: float) -> Attr:
@@ -253,17 +286,25 @@ def _number(default: float) -> Attr:
 
 
 _SIMPLE = (
-    *(_op(name, _activation(name), "zero", f"{name}, f(0) = 0.") for name in _ZERO_AT_ZERO),
-    *(_op(name, _activation(name), "none", f"{name}.") for name in _NOT_ZERO_AT_ZERO),
-    *(_op(name, _unary(name), "zero", f"{name}, f(0) = 0.") for name in _UNARY_ZERO),
-    *(_op(name, _unary(name), "none", f"{name}.") for name in _UNARY),
+    *(_op(name, _activation(name), known, "zero", f"{name}, f(0) = 0.") for name, known in _ZERO_AT_ZERO.items()),
+    *(_op(name, _activation(name), known, "none", f"{name}.") for name, known in _NOT_ZERO_AT_ZERO.items()),
+    *(_op(name, _unary(name), known, "zero", f"{name}, f(0) = 0.") for name, known in _UNARY_ZERO.items()),
+    *(_op(name, _unary(name), known, "none", f"{name}.") for name, known in _UNARY.items()),
 )
 
 _WITH_SETTINGS = (
-    _op("gelu", _activation("gelu", "approximate"), "zero", "gelu.", {"approximate": Attr("none", TEXT)}),
+    _op(
+        "gelu",
+        _activation("gelu", "approximate"),
+        bounds.valley(-0.752, -0.1701),
+        "zero",
+        "gelu.",
+        {"approximate": Attr("none", TEXT)},
+    ),
     _op(
         "leaky_relu",
         _activation("leaky_relu", "negative_slope"),
+        bounds.bent,
         "zero",
         "x, or x times a slope below 0.",
         {"negative_slope": _number(0.01)},
@@ -271,19 +312,33 @@ _WITH_SETTINGS = (
     _op(
         "hardtanh",
         _activation("hardtanh", "min_val", "max_val"),
+        bounds.rising(exact=True),
         "none",
         "Between two numbers.",
         {"min_val": _number(-1.0), "max_val": _number(1.0)},
     ),
-    _op("hardshrink", _activation("hardshrink", "lambd"), "zero", "0 near 0, else x.", {"lambd": _number(0.5)}),
     _op(
-        "softshrink", _activation("softshrink", "lambd"), "zero", "0 near 0, else towards it.", {"lambd": _number(0.5)}
+        "hardshrink",
+        _activation("hardshrink", "lambd"),
+        bounds.rising(exact=True),
+        "zero",
+        "0 near 0, else x.",
+        {"lambd": _number(0.5)},
     ),
-    _op("elu", _activation("elu", "alpha"), "zero", "elu.", {"alpha": _number(1.0)}),
-    _op("celu", _activation("celu", "alpha"), "zero", "celu.", {"alpha": _number(1.0)}),
+    _op(
+        "softshrink",
+        _activation("softshrink", "lambd"),
+        bounds.rising(),
+        "zero",
+        "0 near 0, else towards it.",
+        {"lambd": _number(0.5)},
+    ),
+    _op("elu", _activation("elu", "alpha"), bounds.bent, "zero", "elu.", {"alpha": _number(1.0)}),
+    _op("celu", _activation("celu", "alpha"), bounds.bent, "zero", "celu.", {"alpha": _number(1.0)}),
     _op(
         "softplus",
         _activation("softplus", "beta", "threshold"),
+        bounds.soft,
         "none",
         "softplus.",
         {"beta": _number(1.0), "threshold": _number(20.0)},
@@ -291,21 +346,25 @@ _WITH_SETTINGS = (
     _op(
         "threshold",
         _activation("threshold", "threshold", "value"),
+        bounds.threshold,
         "none",
         "x above the threshold, else the value.",
         {"threshold": _number(0.0), "value": _number(0.0)},
     ),
-    _op("rrelu", _rrelu, "zero", "As in evaluation.", {"lower": _number(1 / 8), "upper": _number(1 / 3)}),
+    _op("rrelu", _rrelu, bounds.bent, "zero", "As in evaluation.", {"lower": _number(1 / 8), "upper": _number(1 / 3)}),
     _op(
         "clamp",
         lambda call: call.inputs[0].clamp(call.attrs["min"], call.attrs["max"]),
+        bounds.rising(exact=True),
         "none",
         "Between two numbers.",
         {"min": Attr(None, NUMBER), "max": Attr(None, NUMBER)},
     ),
-    _op("pow", lambda call: call.inputs[0].pow(call.attrs["by"]), "none", "A power.", {"by": _number(2.0)}),
+    _op(
+        "pow", lambda call: call.inputs[0].pow(call.attrs["by"]), bounds.power, "none", "A power.", {"by": _number(2.0)}
+    ),
     *(
-        _op(name, _identity, "mean", "Nothing, as in evaluation.", {"p": _number(0.5)})
+        _op(name, _identity, bounds.moves, "mean", "Nothing, as in evaluation.", {"p": _number(0.5)})
         for name in (
             "dropout",
             "dropout1d",
@@ -315,17 +374,17 @@ _WITH_SETTINGS = (
             "feature_alpha_dropout",
         )
     ),
-    _op("identity", _identity, "mean", "Nothing."),
-    _op("per_unit", _per_unit, "none", "Some function of each unit alone; which one is not known."),
+    _op("identity", _identity, bounds.moves, "mean", "Nothing."),
+    _op("per_unit", _per_unit, bounds.nothing, "none", "Some function of each unit alone; which one is not known."),
 )
 
-_ARITHMETIC: tuple[tuple[str, str, Fresh, str], ...] = (
-    ("add", "add", "mean", "The sum that couples layers."),
-    ("sub", "subtract", "mean", "A difference."),
-    ("mul", "multiply", "product", "A product unit by unit: gates."),
-    ("div", "divide", "none", "A quotient unit by unit."),
-    ("maximum", "maximum", "zero", "The larger, unit by unit."),
-    ("minimum", "minimum", "zero", "The smaller, unit by unit."),
+_ARITHMETIC: tuple[tuple[str, str, Bounds, Fresh, str], ...] = (
+    ("add", "add", bounds.add, "mean", "The sum that couples layers."),
+    ("sub", "subtract", bounds.sub, "mean", "A difference."),
+    ("mul", "multiply", bounds.mul, "product", "A product unit by unit: gates."),
+    ("div", "divide", bounds.div, "none", "A quotient unit by unit."),
+    ("maximum", "maximum", bounds.larger, "zero", "The larger, unit by unit."),
+    ("minimum", "minimum", bounds.smaller, "zero", "The smaller, unit by unit."),
 )
 
 OPS = (
@@ -339,16 +398,18 @@ OPS = (
             numpy=_arithmetic_in_numpy(in_numpy),
             attrs={"by": Attr(None, NUMBER)},
             inputs=(1, None),
+            bounds=known,
             fresh=fresh,
             doc=doc,
         )
-        for name, in_numpy, fresh, doc in _ARITHMETIC
+        for name, in_numpy, known, fresh, doc in _ARITHMETIC
     ),
     Op(
         name="prelu",
         rule=_prelu_rule,
         run=_prelu,
         numpy=_prelu_in_numpy,
+        bounds=bounds.bent,
         params=(Param("weight", "quarter"),),
         fresh="zero",
         doc="A learnt slope below 0, one for each channel or one for all.",
@@ -358,6 +419,7 @@ OPS = (
         rule=_scale_rule,
         run=_scale,
         numpy=_scale,
+        bounds=norm_bounds.scaled,
         params=(Param("weight", "one"),),
         fresh="zero",
         doc="Times a learnt vector along the units (layer scale).",
@@ -367,6 +429,7 @@ OPS = (
         rule=_root_scale_rule,
         run=_root_scale,
         numpy=_root_scale,
+        bounds=bounds.adding(lambda _: 1),
         fresh="mean",
         doc="Times the root of the number of units, as Gemma scales its embeddings; over a width that is an effect.",
     ),

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from netgrow_cli.topology.layout import Fixed, Layout
+from netgrow_cli.topology.ops import bounds
 from netgrow_cli.topology.ops.base import BOOL, INT, REQUIRED, TEXT, Attr, Call, Op, Param, axis_in
 from netgrow_cli.topology.ops.elementwise import broadcast
 from netgrow_cli.topology.ops.tensor import CALL, check_call, torch_call
@@ -167,6 +168,7 @@ OPS = (
         name="einsum_dense",
         rule=_dense_rule,
         run=_dense,
+        bounds=bounds.equation,
         params=(Param("weight"),),
         attrs={"equation": Attr(REQUIRED, TEXT)},
         doc="A linear layer by an equation, the weight as its second operand: `bti,hio->bhto`.",

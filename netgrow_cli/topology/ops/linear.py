@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from netgrow_cli.topology.ops import bounds
 from netgrow_cli.topology.ops.base import Call, Op, Param
 from netgrow_cli.topology.rows import Rows
 from netgrow_cli.topology.rule import notation
@@ -75,6 +76,7 @@ OPS = (
         by_rows=_linear_by_rows,
         numpy=_linear_in_numpy,
         numpy_by_rows=_linear_by_rows_in_numpy,
+        bounds=bounds.weighted(made=0),
         params=(Param("weight"), Param("bias", "zero", optional=True)),
         consumes_axis=-1,
         doc="y = x W^T + b over the last axis.",
@@ -86,6 +88,7 @@ OPS = (
         by_rows=_linear_io_by_rows,
         numpy=_linear_io,
         numpy_by_rows=_linear_io_by_rows,
+        bounds=bounds.weighted(made=1),
         params=(Param("weight"), Param("bias", "zero", optional=True)),
         consumes_axis=-1,
         doc="y = x W + b over the last axis: the weight as (in, out), as GPT-2 has it.",
@@ -97,6 +100,7 @@ OPS = (
         by_rows=_embedding_by_rows,
         numpy=_embedding_in_numpy,
         numpy_by_rows=_embedding_by_rows,
+        bounds=bounds.table,
         params=(Param("weight"),),
         doc="Rows of a table, chosen by integers.",
     ),

@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 from netgrow_cli.topology.layout import CannotAlign
+from netgrow_cli.topology.ops import bounds, norm_bounds
 from netgrow_cli.topology.ops.base import INT, NUMBER, REQUIRED, Attr, Call, Op, Param, axis_in
 from netgrow_cli.topology.rule import Context, RuleFunction, Value, notation
 
@@ -201,6 +202,7 @@ OPS = (
         rule=notation("b c ..., c?, c?, c, c -> b c ...", ("weight", "bias", "running_mean", "running_var")),
         run=_batch_norm,
         numpy=_batch_norm_in_numpy,
+        bounds=norm_bounds.batch_norm,
         params=(*_GAIN, *_STATISTICS),
         attrs={"eps": Attr(1e-5, NUMBER)},
         fresh="zero",
@@ -210,6 +212,7 @@ OPS = (
         name="instance_norm",
         rule=_instance_norm_rule,
         run=_instance_norm,
+        bounds=norm_bounds.instance_norm,
         params=(
             *_GAIN,
             Param("running_mean", "zero", optional=True),
@@ -224,6 +227,7 @@ OPS = (
         rule=_over_last("layer_norm", ("weight", "bias")),
         run=_layer_norm,
         numpy=_layer_norm_in_numpy,
+        bounds=norm_bounds.layer_norm,
         params=_GAIN,
         attrs={"eps": Attr(1e-5, NUMBER), "dims": Attr(1, INT)},
         fresh="normalises",
@@ -234,6 +238,7 @@ OPS = (
         rule=_over_last("rms_norm", ("weight",)),
         run=_rms_norm,
         numpy=_rms_norm_in_numpy,
+        bounds=norm_bounds.rms_norm,
         params=_GAIN[:1],
         attrs={"eps": Attr(1e-6, NUMBER), "dims": Attr(1, INT), "offset": Attr(0.0, NUMBER)},
         fresh="zero",
@@ -243,6 +248,7 @@ OPS = (
         name="group_norm",
         rule=_group_norm_rule,
         run=_group_norm,
+        bounds=bounds.fixed(norm_bounds.group_norm),
         params=_GAIN,
         attrs={"eps": Attr(1e-5, NUMBER), "groups": Attr(REQUIRED, (int, str))},
         doc="Mean 0 and variance 1 over each group of channels and all positions.",
@@ -253,16 +259,22 @@ OPS = (
             rule=_softmax_rule,
             run=_softmax(kind),
             numpy=_SOFTMAX_IN_NUMPY.get(kind),
+            bounds=known,
             attrs={"axis": Attr(-1, INT)},
             doc="Normalises over an axis; over a width that is an effect.",
         )
-        for kind in ("softmax", "log_softmax", "softmin")
+        for kind, known in (
+            ("softmax", bounds.ranging(0.0, 1.0)),
+            ("log_softmax", bounds.ranging(None, 0.0)),
+            ("softmin", bounds.ranging(0.0, 1.0)),
+        )
     ),
     Op(
         name="gumbel_softmax",
         rule=_softmax_rule,
         run=lambda call: call.functional.softmax(call.inputs[0] / call.attrs["tau"], dim=call.attrs["axis"]),
         numpy=_softmax_in_numpy,
+        bounds=bounds.ranging(0.0, 1.0),
         attrs={"axis": Attr(-1, INT), "tau": Attr(1.0, NUMBER)},
         doc="As softmax of x / tau: without its noise, so that two runs can be compared.",
     ),
@@ -270,6 +282,7 @@ OPS = (
         name="normalize",
         rule=_normalize_rule,
         run=_normalize,
+        bounds=norm_bounds.unit_norm,
         attrs={"axis": Attr(1, INT), "p": Attr(2.0, NUMBER), "eps": Attr(1e-12, NUMBER)},
         fresh="zero",
         doc="Divides by the norm over an axis.",
@@ -278,6 +291,7 @@ OPS = (
         name="local_response_norm",
         rule=_local_response_rule,
         run=_local_response,
+        bounds=norm_bounds.response,
         attrs={
             "size": Attr(REQUIRED, INT),
             "alpha": Attr(1e-4, NUMBER),

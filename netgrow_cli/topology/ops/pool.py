@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from netgrow_cli.topology.layout import CannotAlign, Fixed, product
+from netgrow_cli.topology.ops import bounds
 from netgrow_cli.topology.ops.base import BOOL, INTS, NUMBER, REQUIRED, TEXT, Attr, Call, Op, several, spatial
 from netgrow_cli.topology.rule import Context, RuleFunction, Value
 
@@ -191,6 +192,7 @@ OPS = (
                 name=f"max_pool{dims}d",
                 rule=_window_rule(dims, dilated=True),
                 run=_window(f"max_pool{dims}d", tuple(_MAX)),
+                bounds=bounds.fixed(bounds.picks),
                 attrs=_MAX,
                 fresh="zero",
                 doc="The largest of each window.",
@@ -199,6 +201,7 @@ OPS = (
                 name=f"avg_pool{dims}d",
                 rule=_window_rule(dims, dilated=False),
                 run=_window(f"avg_pool{dims}d", tuple(_AVERAGE)),
+                bounds=bounds.fixed(bounds.adding(bounds.taps)),
                 attrs=_AVERAGE,
                 fresh="mean",
                 doc="The mean of each window.",
@@ -207,6 +210,7 @@ OPS = (
                 name=f"adaptive_avg_pool{dims}d",
                 rule=_adaptive_rule(dims),
                 run=_adaptive(f"adaptive_avg_pool{dims}d", dims),
+                bounds=bounds.fixed(bounds.adding(bounds.positions)),
                 attrs={"output_size": Attr(1, INTS)},
                 fresh="mean",
                 doc="Means over windows that give the stated number of positions.",
@@ -215,6 +219,7 @@ OPS = (
                 name=f"adaptive_max_pool{dims}d",
                 rule=_adaptive_rule(dims),
                 run=_adaptive(f"adaptive_max_pool{dims}d", dims),
+                bounds=bounds.fixed(bounds.picks),
                 attrs={"output_size": Attr(1, INTS)},
                 fresh="zero",
                 doc="Maxima over windows that give the stated number of positions.",
@@ -225,6 +230,7 @@ OPS = (
         name="upsample",
         rule=_upsample_rule,
         run=_upsample,
+        bounds=bounds.fixed(bounds.upsampled),
         attrs={
             "scale_factor": Attr(2, INTS),
             "mode": Attr("nearest", TEXT),
@@ -237,6 +243,7 @@ OPS = (
         name="unfold",
         rule=_unfold_rule,
         run=_folding("unfold"),
+        bounds=bounds.fixed(bounds.adding(lambda _: 1)),
         attrs=_FOLDING,
         fresh="zero",
         doc="Windows of an image side by side: (batch, channels times taps, places).",
@@ -245,6 +252,7 @@ OPS = (
         name="fold",
         rule=_fold_rule,
         run=_folding("fold"),
+        bounds=bounds.fixed(bounds.adding(bounds.taps)),
         attrs={"output_size": Attr(REQUIRED, INTS), **_FOLDING},
         fresh="zero",
         doc="Windows added back into an image.",
@@ -253,6 +261,7 @@ OPS = (
         name="pad",
         rule=_pad_rule,
         run=_pad,
+        bounds=bounds.fixed(bounds.padded),
         attrs={
             "padding": Attr(REQUIRED, (list, tuple)),
             "mode": Attr("constant", TEXT),

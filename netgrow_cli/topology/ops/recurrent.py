@@ -15,8 +15,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from netgrow_cli.topology.intervals import Interval, as_real, plus, real, summed, widened
 from netgrow_cli.topology.layout import Fixed, Layout, SizeMismatch, concat, product
-from netgrow_cli.topology.ops.base import BOOL, INT, TEXT, Attr, Call, Op, Param, Start
+from netgrow_cli.topology.ops.base import BOOL, INT, TEXT, Attr, Bounding, Call, Op, Param, Start
 from netgrow_cli.topology.rule import Context, Role, Value
 
 _GATES = {"lstm": 4, "gru": 3, "rnn": 1}
@@ -224,6 +225,127 @@ def _hidden(call: Call, form: _Form, end: str, x: Any) -> Any:
     return out.flip(time) if backwards else out
 
 
+# -- bounds --------------------------------------------------------------------------------------------
+
+_ROUNDS = 3
+"""How often what a level makes is bounded by what it was bounded by before; each time holds for all steps."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Known:
+    """Bounds of one level in one direction, for all steps: (1, units) each.
+
+    hidden, says: what it makes and what it says. cell: an LSTM's.
+    """
+
+    hidden: Interval
+    says: Interval
+    cell: Interval
+
+
+def _bounds(asked: Bounding) -> tuple[Interval, ...]:
+    form = _Form.of(asked.call.params)
+    levels = _known_levels(asked, form)
+    last = _joined([one.says for one in levels[-form.directions :]])
+    sequence = last.map(lambda end: end[0].expand(asked.call.shape()))
+    states = [_stacked([one.says for one in levels]), _stacked([one.cell for one in levels])]
+    shapes = [asked.call.shape(n) for n in range(len(asked.call.outputs))]
+    return (sequence, *(_for_batch(state, shape) for state, shape in zip(states, shapes[1:], strict=False)))
+
+
+def _for_batch(state: Interval, shape: Sequence[int]) -> Interval:
+    """(levels, units) for all rows."""
+    return state.map(lambda end: end[:, None].expand(shape))
+
+
+def _bounds_inside(asked: Bounding) -> dict[str, Interval]:
+    """As `_inside`; what it reads of itself at the first step is zero."""
+    form = _Form.of(asked.call.params)
+    found: dict[str, Interval] = {}
+    levels = _known_levels(asked, form)
+    for number, end in enumerate(end for layer in range(form.layers) for end in form.level(layer)):
+        known, below = levels[number], number // form.directions - 1
+        if below >= 0:
+            under = levels[below * form.directions : (below + 1) * form.directions]
+            found[f"weight_ih_{end}"] = _joined([one.says for one in under])
+        if form.projected:
+            found[f"weight_hr_{end}"] = known.hidden
+        found[f"weight_hh_{end}"] = known.says.around_zero()
+    return found
+
+
+def _known_levels(asked: Bounding, form: _Form) -> list[_Known]:
+    x = as_real(asked.operands[0])
+    reads = Interval.between(x.low.amin((0, 1))[None], x.high.amax((0, 1))[None])
+    found: list[_Known] = []
+    for layer in range(form.layers):
+        made = [_known(asked, form, end, reads) for end in form.level(layer)]
+        reads = _joined([one.says for one in made])
+        found.extend(made)
+    return found
+
+
+def _known(asked: Bounding, form: _Form, end: str, reads: Interval) -> _Known:
+    weights = {kind: real(asked.call.params[f"{kind}_{end}"]) for kind in form.kinds()}
+    size = weights["weight_ih"].shape[0] // _GATES[asked.call.node.op]
+    most = asked.call.torch.ones(1, size, dtype=asked.call.torch.float64)
+    relu = asked.call.attrs.get("nonlinearity") == "relu" and asked.call.node.op == "rnn"
+    hidden = Interval.between(most * 0.0, most / 0.0) if relu else Interval.between(-most, most)
+    cell = Interval.between(-most / 0.0, most / 0.0)
+    if not all(bool(weight.isfinite().all()) for weight in weights.values()):
+        says = Interval.anything((1, weights["weight_hr"].shape[0])) if form.projected else hidden
+        return _Known(hidden, says, cell)
+    ahead = _through_weights(asked, reads, weights, "ih")
+    for _ in range(_ROUNDS):
+        says = _through_weights(asked, hidden, weights, "hr") if form.projected else hidden
+        own = _through_weights(asked, says.around_zero(), weights, "hh")
+        hidden, cell = _step(asked, ahead, own, size, relu)
+    says = _through_weights(asked, hidden, weights, "hr") if form.projected else hidden
+    return _Known(hidden, says, cell)
+
+
+def _step(asked: Bounding, ahead: Interval, own: Interval, size: int, relu: bool) -> tuple[Interval, Interval]:
+    """What a level makes of what it reads and what it said before; the gates are between zero and one."""
+    op = asked.call.node.op
+    if op == "rnn":
+        made = plus(ahead, own)
+        return (made.within(least=0.0) if relu else _tanh(made)), made
+    ahead, own = (part.map(lambda end: end[:, 2 * size : 3 * size]) for part in (ahead, own))
+    made = _tanh(plus(ahead, own.around_zero() if op == "gru" else own)).around_zero()
+    if op == "gru":  # a mean of this and of what it was before
+        return Interval(made.low * (1 + 2.0**-20), made.high * (1 + 2.0**-20), made.still), made
+    torch = asked.call.torch
+    cell = Interval.between(
+        torch.where(made.low < 0, -torch.inf, 0.0), torch.where(made.high > 0, torch.inf, 0.0)
+    )  # (it adds up these, over any number of steps)
+    return Interval.between(made.low.sign(), made.high.sign()), cell
+
+
+def _tanh(x: Interval) -> Interval:
+    return widened(x.low.tanh(), x.high.tanh(), x).within(-1.0, 1.0).sound()
+
+
+def _through_weights(asked: Bounding, x: Interval, weights: Mapping[str, Any], kind: str) -> Interval:
+    weight, bias = weights[f"weight_{kind}"], weights.get(f"bias_{kind}")
+    linear = asked.call.functional.linear
+    constants = [] if bias is None else [bias]
+    return summed(x, lambda matrix, value: linear(value, matrix), weight, weight.shape[1], constants).sound()
+
+
+def _joined(parts: Sequence[Interval]) -> Interval:
+    """Units side by side."""
+    import torch
+
+    return Interval(*(torch.cat([getattr(part, end) for part in parts], -1) for end in ("low", "high", "still")))
+
+
+def _stacked(parts: Sequence[Interval]) -> Interval:
+    """Levels one after the other, (levels, units)."""
+    import torch
+
+    return Interval(*(torch.cat([getattr(part, end) for part in parts], 0) for end in ("low", "high", "still")))
+
+
 # -- the operations --------------------------------------------------------------------------------------
 
 _KINDS: tuple[tuple[str, Start, bool], ...] = (
@@ -268,6 +390,8 @@ def _op(name: str, more: Mapping[str, Attr], doc: str) -> Op:
         multiple=True,
         main_output=True,
         inside=_inside,
+        bounds=_bounds,
+        bounds_inside=_bounds_inside,
         doc=doc,
     )
 

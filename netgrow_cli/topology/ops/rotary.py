@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from netgrow_cli.topology.layout import CannotAlign, Fixed
+from netgrow_cli.topology.ops import bounds
 from netgrow_cli.topology.ops.base import BOOL, INT, NUMBER, Attr, Call, Op
 from netgrow_cli.topology.rule import Context, Value
 
@@ -145,6 +146,7 @@ OPS = (
         rule=_positions_rule,
         run=_positions,
         numpy=_positions_in_numpy,
+        bounds=bounds.places,
         attrs={"start": Attr(0, INT), "skip": Attr(None, INT)},
         doc="The index of each position of (batch, positions, ...), for an `embedding` to look up.",
     ),

@@ -8,7 +8,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from netgrow_cli.topology.layout import CannotAlign, Fixed, Layout, SizeMismatch, concat, leaves, product
-from netgrow_cli.topology.ops.base import BOOL, INT, INTS, NUMBER, REQUIRED, Attr, Call, Fresh, Op, axes_in, axis_in
+from netgrow_cli.topology.ops import bounds
+from netgrow_cli.topology.ops.base import (
+    BOOL,
+    INT,
+    INTS,
+    NUMBER,
+    REQUIRED,
+    Attr,
+    Bounds,
+    Call,
+    Fresh,
+    Op,
+    axes_in,
+    axis_in,
+)
 from netgrow_cli.topology.rule import Context, Value
 
 
@@ -385,11 +399,11 @@ def _vector_norm(call: Call) -> Any:
 _AXIS = {"axis": Attr(None, INT)}
 _REDUCE = {"axes": Attr(None, INTS), "keepdim": Attr(False, BOOL)}
 
-_REDUCTIONS: tuple[tuple[str, Fresh, str], ...] = (
-    ("mean", "mean", "Mean over positions, or over stated axes."),
-    ("sum", "mean", "Sum over positions, or over stated axes."),
-    ("amax", "zero", "Largest over positions, or over stated axes."),
-    ("amin", "zero", "Smallest over positions, or over stated axes."),
+_REDUCTIONS: tuple[tuple[str, Bounds, Fresh, str], ...] = (
+    ("mean", bounds.average, "mean", "Mean over positions, or over stated axes."),
+    ("sum", bounds.total, "mean", "Sum over positions, or over stated axes."),
+    ("amax", bounds.picks, "zero", "Largest over positions, or over stated axes."),
+    ("amin", bounds.picks_least, "zero", "Smallest over positions, or over stated axes."),
 )
 
 OPS = (
@@ -398,6 +412,7 @@ OPS = (
         rule=_flatten_rule,
         run=_flatten,
         numpy=_reshape,
+        bounds=bounds.moves,
         attrs={"start": Attr(1, INT), "end": Attr(-1, INT)},
         fresh="mean",
         doc="Axes from `start` to `end` as one.",
@@ -407,6 +422,7 @@ OPS = (
         rule=_reshape_rule,
         run=_reshape,
         numpy=_reshape,
+        bounds=bounds.moves,
         attrs={"shape": Attr(REQUIRED, (list, tuple))},
         fresh="mean",
         doc="Regroups axes; 0 keeps an axis, -1 is what remains, a name is a size from `dims`.",
@@ -416,6 +432,7 @@ OPS = (
         rule=_permute_rule,
         run=lambda call: call.inputs[0].permute(*call.attrs["axes"]),
         numpy=lambda call: call.inputs[0].transpose(*call.attrs["axes"]),
+        bounds=bounds.moves,
         attrs={"axes": Attr(REQUIRED, (list, tuple))},
         fresh="mean",
         doc="Axes in another order.",
@@ -425,6 +442,7 @@ OPS = (
         rule=_transpose_rule,
         run=lambda call: call.inputs[0].transpose(*call.attrs["axes"]),
         numpy=lambda call: call.inputs[0].swapaxes(*call.attrs["axes"]),
+        bounds=bounds.moves,
         attrs={"axes": Attr((-2, -1), (list, tuple))},
         fresh="mean",
         doc="Two axes exchanged.",
@@ -434,6 +452,7 @@ OPS = (
         rule=_unsqueeze_rule,
         run=lambda call: call.inputs[0].unsqueeze(call.attrs["axis"]),
         numpy=_reshape,
+        bounds=bounds.moves,
         attrs={"axis": Attr(-1, INT)},
         fresh="mean",
         doc="A new axis of size one.",
@@ -443,6 +462,7 @@ OPS = (
         rule=_squeeze_rule,
         run=_reshape,
         numpy=_reshape,
+        bounds=bounds.moves,
         attrs=_AXIS,
         fresh="mean",
         doc="An axis of size one taken away.",
@@ -452,6 +472,7 @@ OPS = (
         rule=_cat_rule,
         run=_cat,
         numpy=_cat_in_numpy,
+        bounds=bounds.moves,
         attrs={**_AXIS, "ranges": Attr(None, (tuple,))},
         inputs=(1, None),
         fresh="mean",
@@ -462,6 +483,7 @@ OPS = (
         rule=_slice_rule,
         run=_slice,
         numpy=_slice_in_numpy,
+        bounds=bounds.moves,
         attrs={**_AXIS, "start": Attr(0, INT), "stop": Attr(None, INT)},
         fresh="mean",
         doc="A range of the units, or of `axis`.",
@@ -471,6 +493,7 @@ OPS = (
         rule=_split_rule,
         run=_cut_by_layout,
         numpy=_cut_in_numpy,
+        bounds=bounds.moves,
         attrs={**_AXIS, "sizes": Attr(REQUIRED, INTS)},
         multiple=True,
         fresh="mean",
@@ -481,6 +504,7 @@ OPS = (
         rule=_chunk_rule,
         run=_cut_by_layout,
         numpy=_cut_in_numpy,
+        bounds=bounds.moves,
         attrs={**_AXIS, "chunks": Attr(REQUIRED, INT)},
         multiple=True,
         fresh="mean",
@@ -491,6 +515,7 @@ OPS = (
         rule=_glu_rule,
         run=_glu,
         numpy=_glu_in_numpy,
+        bounds=bounds.gated,
         attrs=_AXIS,
         fresh="zero",
         doc="First half times sigmoid of the second.",
@@ -499,6 +524,7 @@ OPS = (
         name="vector_norm",
         rule=_reduce_rule,
         run=_vector_norm,
+        bounds=bounds.ranging(0.0, None),
         attrs={**_REDUCE, "ord": Attr(2.0, NUMBER)},
         fresh="zero",
         doc="Norm over positions, or over stated axes.",
@@ -509,10 +535,11 @@ OPS = (
             rule=_reduce_rule,
             run=_reduce(name),
             numpy=_reduce_in_numpy(name),
+            bounds=known,
             attrs=_REDUCE,
             fresh=fresh,
             doc=doc,
         )
-        for name, fresh, doc in _REDUCTIONS
+        for name, known, fresh, doc in _REDUCTIONS
     ),
 )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from netgrow_cli.topology.layout import CannotAlign, Fixed, Layout
+from netgrow_cli.topology.ops import bounds
 from netgrow_cli.topology.ops.base import INT, INTS, REQUIRED, TEXT, Attr, Call, Op, Param, axes_in, axis_in
 from netgrow_cli.topology.ops.elementwise import broadcast
 from netgrow_cli.topology.rule import Context, Role, Value
@@ -264,6 +265,7 @@ OPS = (
         rule=_expand_rule,
         run=lambda call: call.inputs[0].expand(call.shape()),
         numpy=lambda call: call.np.broadcast_to(call.inputs[0], call.shape()),
+        bounds=bounds.moves,
         attrs={"sizes": Attr(REQUIRED, (list, tuple))},
         fresh="mean",
         doc="Axes of size 1 repeated; -1 keeps an axis.",
@@ -273,6 +275,7 @@ OPS = (
         rule=_select_rule,
         run=lambda call: call.inputs[0].select(call.attrs["axis"], call.attrs["index"]),
         numpy=lambda call: call.inputs[0].take(call.attrs["index"], call.attrs["axis"]),
+        bounds=bounds.moves,
         attrs={"axis": Attr(REQUIRED, INT), "index": Attr(REQUIRED, INT)},
         fresh="mean",
         doc="One index of an axis, which goes.",
@@ -282,6 +285,7 @@ OPS = (
         rule=_unbind_rule,
         run=lambda call: call.torch.unbind(call.inputs[0], call.attrs["axis"]),
         numpy=lambda call: tuple(call.np.moveaxis(call.inputs[0], call.attrs["axis"], 0)),
+        bounds=bounds.moves,
         attrs={"axis": Attr(0, INT)},
         multiple=True,
         fresh="mean",
@@ -292,6 +296,7 @@ OPS = (
         rule=_stack_rule,
         run=lambda call: call.torch.stack(list(call.inputs), call.attrs["axis"]),
         numpy=lambda call: call.np.stack(call.inputs, call.attrs["axis"]),
+        bounds=bounds.moves,
         attrs={"axis": Attr(0, INT)},
         inputs=(1, None),
         fresh="zero",
@@ -302,6 +307,7 @@ OPS = (
         rule=_roll_rule,
         run=_roll,
         numpy=lambda call: call.np.roll(call.inputs[0], call.attrs["shifts"], call.attrs["axes"]),
+        bounds=bounds.fixed(bounds.moves),
         attrs={"shifts": Attr(REQUIRED, INTS), "axes": Attr(REQUIRED, INTS)},
         fresh="mean",
         doc="Positions moved around.",
@@ -311,6 +317,7 @@ OPS = (
         rule=_strided_rule,
         run=_strided,
         numpy=_strided,
+        bounds=bounds.fixed(bounds.moves),
         attrs={"axis": Attr(REQUIRED, INT), "start": Attr(0, INT), "step": Attr(REQUIRED, INT)},
         fresh="mean",
         doc="Every so-manieth index of an axis.",
