@@ -20,6 +20,7 @@ from netgrow_cli.checkpoint.dtypes import nbytes, total_bytes
 from netgrow_cli.errors import NotEquivalent, Refused, UsageError, first_line
 from netgrow_cli.jobs.aside import Aside, aside
 from netgrow_cli.jobs.configuration import Configuration, follow, require_fit
+from netgrow_cli.jobs.evidence import Evidence
 from netgrow_cli.jobs.execute import Execution
 from netgrow_cli.jobs.outputs import default_output, outputs_of
 from netgrow_cli.jobs.proving import (
@@ -101,11 +102,15 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """What a selector chose: the changes, what people should know about the choice, and the evidence for it."""
+    """What a selector chose: the changes, what people should know about the choice, and the evidence for it.
+
+    activity: what the units do, where that was found out; constants that are folded away come from it.
+    """
 
     changes: tuple[WidthChange, ...]
     notes: tuple[str, ...] = ()
     activity: Activity | None = None
+    evidence: tuple[Evidence, ...] = ()
 
 
 Selector = Callable[[Job], Selection]
@@ -129,6 +134,7 @@ class Report:
     origin: str
     assumed: tuple[str, ...]
     notes: tuple[str, ...]
+    evidence: tuple[Evidence, ...]
     warnings: tuple[str, ...]
     dry_run: bool
     verified: bool
@@ -160,6 +166,7 @@ class Report:
             "learnable": self.learnable.as_json() if self.learnable else None,
             "assumed": list(self.assumed),
             "notes": list(self.notes),
+            "evidence": [one.as_json() for one in self.evidence],
             "warnings": list(self.warnings),
         }
 
@@ -273,6 +280,7 @@ class _Draft:
             origin=self.job.found.origin,
             assumed=self.job.found.assumed,
             notes=self.selection.notes,
+            evidence=self.selection.evidence,
             warnings=self._warnings(),
             dry_run=options.dry_run,
             verified=self.equivalence is not None,
