@@ -112,11 +112,33 @@ def recycle(
     *,
     layer: Names | None = None,
     width: Names | None = None,
-    noise: float = DEFAULT_NOISE,
+    units: Sequence[int] | None = None,
+    every: bool = False,
+    proven: bool = False,
+    dormant: float | None = None,
+    by: str = "weight",
+    fresh: bool = False,
+    init: Init | None = None,
+    noise: float | None = None,
     **options: Any,
 ) -> Report:
-    """Dead units become copies of live ones, which share their outgoing weights with them; same shape."""
-    return change(Path(path), "recycle", recycling(_list(layer), _list(width), noise=noise), _options(options))
+    """Dead units become copies of live ones, which share their outgoing weights with them, or fresh ones; same shape.
+
+    Stated and dormant units may be live; then it needs `allow_drift`.
+    """
+    select = recycling(
+        _list(layer),
+        _list(width),
+        units=units,
+        every=every,
+        proven=proven,
+        dormant=dormant,
+        by=by,
+        fresh=fresh,
+        init=init,
+        noise=noise,
+    )
+    return change(Path(path), "recycle", select, _options(options))
 
 
 def verify(

@@ -125,11 +125,17 @@ def prune(width: int, size: int, units: Sequence[int]) -> WidthChange:
 
 
 def recycle(width: int, size: int, pairs: Sequence[tuple[int, int]], noise: float) -> WidthChange:
-    """Each (dead, live): the dead unit becomes a copy of the live one."""
+    """Each (unit, live): the unit becomes a copy of the live one."""
     sources = list(range(size))
-    for dead, live in pairs:
-        sources[dead] = live
+    for unit, live in pairs:
+        sources[unit] = live
     return WidthChange(width, size, tuple(sources), "recycle", noise=noise)
+
+
+def renew(width: int, size: int, units: Sequence[int], init: Init) -> WidthChange:
+    """The units become fresh ones, in their places."""
+    fresh = set(units)
+    return WidthChange(width, size, tuple(FRESH if n in fresh else n for n in range(size)), "recycle", init=init)
 
 
 def merge(width: int, size: int, absorbed: Sequence[tuple[int, int, float]]) -> WidthChange:

@@ -178,7 +178,7 @@ class _Keys:
 
     def matches(self, units: IndexMap, classes: IndexMap, negated: bool) -> IndexMap:
         """Rows of (unit, earlier unit) whose projections are within the tolerance; each unit is in one of the two."""
-        finite: NDArray[np.bool_] = np.isfinite(np.hstack([self.grown, self.same])).all(axis=1)
+        finite = np.isfinite(np.hstack([self.grown, self.same]).sum(1))
         places = {sign: self._cells(sign) for sign in ((1.0, -1.0) if negated else (1.0,))}
         found: dict[tuple[int, ...], list[int]] = collections.defaultdict(list)
         pairs = []
@@ -191,7 +191,8 @@ class _Keys:
             ]
             best = self._nearest(unit, near)
             if best is None:
-                found[(int(classes[unit]), *places[1.0][0][unit])].append(unit)
+                home = (int(classes[unit]), *places[1.0][0][unit])
+                found[home].append(unit)
             else:
                 pairs.append((unit, best))
         return np.array(pairs, dtype=np.int64).reshape(-1, 2)

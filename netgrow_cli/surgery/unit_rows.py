@@ -69,7 +69,7 @@ class _Stored:
     @property
     def inner(self) -> int:
         """How many numbers stand at one index."""
-        return math.prod(self._source.shape) // max(1, self._source.shape[self._axis])
+        return int(math.prod(self._source.shape) // max(1, self._source.shape[self._axis]))
 
     def at(self, places: IndexMap) -> Wide:
         """What stands at some indices, the axis of units first."""
@@ -117,7 +117,7 @@ class UnitRows:
 
     def chunk(self) -> int:
         """How many units are looked at at once."""
-        numbers = sum(part.places.shape[1] * part.stored.inner for part in self._parts)
+        numbers = sum(int(part.places.shape[1]) * part.stored.inner for part in self._parts)
         return max(1, _ELEMENTS // max(1, numbers))
 
     def vectors(
