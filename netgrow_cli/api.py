@@ -114,7 +114,6 @@ def recycle(
     every: bool = False,
     proven: bool = False,
     dormant: float | None = None,
-    by: str = "weight",
     fresh: bool = False,
     init: Init | None = None,
     noise: float | None = None,
@@ -122,8 +121,10 @@ def recycle(
 ) -> Report:
     """Dead units become copies of live ones, which share their outgoing weights with them, or fresh ones; same shape.
 
-    Stated and dormant units may be live; then it needs `allow_drift`.
+    Of `options`, those of `Choice` say which units instead, and by which score others are copied. What is live needs
+    `allow_drift`.
     """
+    choice, options = _choice(options)
     select = recycling(
         _list(layer),
         _list(width),
@@ -131,10 +132,10 @@ def recycle(
         every=every,
         proven=proven,
         dormant=dormant,
-        by=by,
         fresh=fresh,
         init=init,
         noise=noise,
+        choice=choice,
     )
     return change(Path(path), "recycle", select, _options(options))
 

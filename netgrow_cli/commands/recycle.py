@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Annotated, cast
 
 from netgrow_cli.commands.common import (
-    By,
     Checkpoint,
+    Choosing,
     Layer,
     Units,
     WidthName,
-    Writing,
     given,
     parse_units,
     run_change,
@@ -20,9 +19,9 @@ from netgrow_cli.commands.expand import INITS
 from netgrow_cli.errors import UsageError
 
 
-@takes(Writing)
+@takes(Choosing)
 def recycle(
-    common: Writing,
+    common: Choosing,
     ckpt: Checkpoint,
     layer: Layer = None,
     width: WidthName = None,
@@ -32,7 +31,6 @@ def recycle(
         float | None,
         given("--dormant", "Units with at most TAU of their layer's mean activation (ReDo).", metavar="TAU"),
     ] = None,
-    by: By = "weight",
     fresh: Annotated[bool, given("--fresh", "Start units anew instead: random in, zero out.")] = False,
     init: Annotated[
         str | None, given("--init", "How fresh units start: match (as the layer's others), kaiming, antisymmetric.")
@@ -58,9 +56,9 @@ def recycle(
         every=every,
         proven=proven,
         dormant=dormant,
-        by=by,
         fresh=fresh,
         init=cast(Init | None, init),
         noise=noise,
+        choice=common.choice,
     )
     return run_change(common, ckpt, "recycle", select)
