@@ -89,6 +89,14 @@ class WidthChange:
         return same.pop()
 
 
+    @property
+    def evenly_merged(self) -> bool:
+        """Whether every unit that stays takes over as many others, each as it is: the reverse of splitting all."""
+        taken = np.bincount([kept for _, kept, _ in self.absorbed], minlength=self.before)[list(self.sources)]
+        plain = all(factor == 1.0 for _, _, factor in self.absorbed)
+        return plain and self.after + len(self.absorbed) == self.before and len(set(taken.tolist())) == 1
+
+
 def shares(count: int) -> tuple[float, ...]:
     """What each of `count` copies passes on: powers of two that sum to 1, exact in every floating dtype."""
     return (*(2.0 ** -(n + 1) for n in range(count - 1)), 2.0 ** -(count - 1))
