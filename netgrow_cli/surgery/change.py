@@ -88,7 +88,6 @@ class WidthChange:
             return None
         return same.pop()
 
-
     @property
     def evenly_merged(self) -> bool:
         """Whether every unit that stays takes over as many others, each as it is: the reverse of splitting all."""

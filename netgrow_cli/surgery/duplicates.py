@@ -77,6 +77,11 @@ def duplicate_units(
     return search.pairs(others)
 
 
+def read_by(network: Network, width: int) -> set[int]:
+    """The widths whose units a width's rows read, so that its duplicates depend on theirs."""
+    return UnitRows(network, width).read()
+
+
 def as_folds(found: Sequence[Duplicate]) -> Folds:
     """What units that are merged do to the columns of their readers."""
     return Folds(
@@ -154,14 +159,16 @@ class _Search:
         plain = max(_distance(*grown) / size, differing)
         if plain == 0.0:
             return Duplicate(gone, kept, 1.0, "equal", 0.0)
-        if plain <= self._tolerance:
+        if plain <= min(self._exact, self._tolerance):
             return Duplicate(gone, kept, 1.0, "near", plain)
         square = _dot(grown[1], grown[1])
-        factor = _dot(*grown) / square if square > 0.0 else 0.0
+        factor = _dot(*grown) / square if square > 0.0 else 1.0
         factor = -1.0 if self._kind == "odd" and factor < 0.0 else factor
-        if factor == 0.0 or not allows(self._kind, factor):
-            return None
-        error = max(_distance(grown[0], [factor * part for part in grown[1]]) / size, differing)
+        error = plain
+        if factor != 0.0 and allows(self._kind, factor):
+            error = max(_distance(grown[0], [factor * part for part in grown[1]]) / size, differing)
+        if not error < plain:
+            factor, error = 1.0, plain
         if not error <= self._tolerance:
             return None
         return Duplicate(gone, kept, factor, "multiple" if error <= self._exact else "near", error)
