@@ -100,12 +100,12 @@ def choose(job: Job, chosen: Sequence[Target], choice: Choice, *, going: bool) -
     picked: dict[int, set[int]] = {}
     for name, ids in groups:
         of_group = {width: found.values[width] for width in ids}
-        for width, units in _of_group(name, of_group, choice, going).items():
+        for width, units in taken(name, of_group, choice, going=going).items():
             picked.setdefault(width, set()).update(units)
     if going:  # (several layers may have chosen parts of one width)
         picked = {width: _sparing(found.values[width], units) for width, units in picked.items()}
-    taken = {width: sorted(units) for width, units in picked.items()}
-    return rounded(taken, found.values, choice, going=going), found
+    listed = {width: sorted(units) for width, units in picked.items()}
+    return rounded(listed, found.values, choice, going=going), found
 
 
 def chosen_text(job: Job, picked: Picked, found: Scored, choice: Choice) -> str:
@@ -118,7 +118,7 @@ def chosen_text(job: Job, picked: Picked, found: Scored, choice: Choice) -> str:
     return f"{counted} chosen by {choice.name}, on {found.evidence}" + (f" ({names}{more})" if len(some) > 1 else "")
 
 
-def _of_group(name: str, scores: Mapping[int, Scores], choice: Choice, going: bool) -> dict[int, list[int]]:
+def taken(name: str, scores: Mapping[int, Scores], choice: Choice, *, going: bool) -> dict[int, list[int]]:
     """What a criterion takes of some widths together; of units that go, never all of a width."""
     ranked = sorted(_entries(scores), reverse=choice.highest(going))
     if choice.above is not None:
@@ -167,8 +167,8 @@ def rounded(picked: Picked, scores: Mapping[int, Scores], choice: Choice, *, goi
         values = scores[width]
         count = rounded_count(len(values), len(units), choice.round_to, going=going)
         ranked = np.argsort(-values if choice.highest(going) else values, kind="stable").tolist()
-        taken = set(units)
-        surest = [unit for unit in ranked if unit in taken] + [unit for unit in ranked if unit not in taken]
+        chosen = set(units)
+        surest = [unit for unit in ranked if unit in chosen] + [unit for unit in ranked if unit not in chosen]
         result[width] = sorted(surest[:count])
     return result
 
