@@ -93,7 +93,7 @@ def recycling(
 
 def _dead(job: Job, chosen: Sequence[Target], proven: bool) -> _Found:
     found = deadness(job, [info.width.id for info in free_widths(chosen)], proven_only=proven)
-    return _Found(found.dead, "dead", found.notes, found.activity, found.evidence)
+    return _Found(found.dead, "proven dead" if proven else "dead", found.notes, found.activity, found.evidence)
 
 
 def _stated(job: Job, chosen: Sequence[Target], units: Sequence[int] | None) -> _Found:
