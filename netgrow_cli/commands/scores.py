@@ -32,7 +32,7 @@ def scores(
 ) -> int:
     """Show one score for each unit of the named layers, or of every width that may change."""
     from netgrow_cli.jobs.job import opened
-    from netgrow_cli.jobs.scoring import scored
+    from netgrow_cli.jobs.scoring import meaning, scored
     from netgrow_cli.report.bars import bars
     from netgrow_cli.surgery.select import free_widths, targets
 
@@ -45,8 +45,9 @@ def scores(
             infos = [info for info in job.topology.widths.values() if info.frozen is None]
         result = scored(job, by, [info.width.id for info in infos], scores)
         found = {info.name: result.values[info.width.id].tolist() for info in infos}
+    print(f"{result.by}: {meaning(result.by)}; on {result.evidence}", file=sys.stderr)
     if result.random:
-        print(f"warning: {result.evidence}: units may do otherwise on data; pass --probe-data FILE", file=sys.stderr)
+        print("warning: units may do otherwise on data than on random probes; pass --probe-data FILE", file=sys.stderr)
     if common.as_json:
         widths = [{"name": name, "scores": values} for name, values in found.items()]
         print_json({"by": result.by, "evidence": result.evidence, "widths": widths})

@@ -147,3 +147,8 @@ SOURCES: dict[str, Source] = {
     "gradient": Source("mean absolute gradient, from Adam's state", _gradient, recorded=True),
     "taylor": Source("change of the outputs without it, to first order", _taylor, recorded=True),
 }
+
+
+def meaning(by: str) -> str:
+    """What a score is."""
+    return SOURCES[by].text if by in SOURCES else "as the file states it"

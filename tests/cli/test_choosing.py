@@ -30,7 +30,7 @@ def test_every_score_is_shown_with_its_evidence(run: Run) -> None:
         result = run("scores", MLP, *HOW, "--by", by, "--json", "--layer", "fc1")
         told = json.loads(result.out)
         assert told["by"] == by and len(told["widths"][0]["scores"]) == 64
-        assert ("300 random probes" in told["evidence"]) == ("warning: 300 random probes" in result.err)
+        assert ("300 random probes" in told["evidence"]) == ("warning: units may do otherwise" in result.err)
 
 
 def test_scores_printed_as_csv_or_json_choose_the_same_units(run: Run, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_files_that_are_no_scores(refused: Callable[..., str], tmp_path: Path, t
     assert said in refused(2, "prune", MLP, *HOW, "--layer", "fc1", "--lowest", "1", "--scores", tmp_path / "s.csv")
 
 
-def test_what_is_wrong_is_named(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_what_is_wrong_is_named(refused: Callable[..., str], mlp: Path, tmp_path: Path) -> None:
     choose = ("prune", MLP, *HOW, "--layer", "fc1", "--lowest", "1")
     assert "there is no such file" in refused(2, *choose, "--scores", tmp_path / "none.csv")
     assert "ends in .safetensors, .npz, .csv, .json" in refused(2, *choose, "--scores", tmp_path / "s.txt")
@@ -135,7 +135,9 @@ def test_what_is_wrong_is_named(refused: Callable[..., str], tmp_path: Path) -> 
     assert "holds NaN" in refused(2, *choose, "--scores", tmp_path / "s.npz")
     np.savez(tmp_path / "s.npz", fc1=np.ones(64))
     assert "not saved by a recorder" in refused(2, *choose, "--by", "gradient", "--scores", tmp_path / "s.npz")
-    assert "no optimizer" in refused(3, *choose, "--by", "gradient")
+    assert "no optimizer" in refused(
+        3, "split", mlp, "--activation", "relu", "--layer", "fc1", "--top", "1", "--by", "gradient"
+    )
 
 
 def test_recipes_choose_too(run: Run, tmp_path: Path) -> None:
