@@ -7,12 +7,16 @@ from collections.abc import Mapping, Sequence
 
 from netgrow_cli.jobs.job import Job, Selection
 from netgrow_cli.surgery import change
-from netgrow_cli.surgery.duplicates import Duplicate, Likeness, as_folds, duplicate_units, read_by
+from netgrow_cli.surgery.duplicates import Duplicate, Likeness, duplicates
 from netgrow_cli.surgery.select import size_class, with_tied
-from netgrow_cli.surgery.unit_rows import Folds
 from netgrow_cli.topology.solve import Topology, WidthInfo
 
-_WORDS: dict[Likeness, str] = {"equal": "bit for bit", "multiple": "times a factor", "near": "nearly"}
+_WORDS: dict[Likeness, str] = {
+    "equal": "bit for bit",
+    "rounded": "up to rounding",
+    "multiple": "times a factor",
+    "near": "nearly",
+}
 
 
 def merged(job: Job, infos: Sequence[WidthInfo]) -> Selection:
@@ -20,7 +24,8 @@ def merged(job: Job, infos: Sequence[WidthInfo]) -> Selection:
 
     `--tolerance` says how far they may be off, as it says how far the outputs may.
     """
-    found = _found(job, _in_order(job.topology, with_tied(job.topology, infos)))
+    ids = [info.width.id for info in _in_order(job.topology, with_tied(job.topology, infos))]
+    found = duplicates(job.network, ids, job.options.tolerance)
     chosen = _evenly(job.topology, found)
     changes, notes = [], []
     for width in found:
@@ -32,22 +37,6 @@ def merged(job: Job, infos: Sequence[WidthInfo]) -> Selection:
     if not changes:
         notes.append("no duplicates: the output is a copy")
     return Selection(tuple(changes), tuple(notes))
-
-
-def _found(job: Job, infos: Sequence[WidthInfo]) -> dict[int, list[Duplicate]]:
-    """The duplicates of all widths. What reads units of another is searched again once these are known."""
-    found: dict[int, list[Duplicate]] = {}
-    folds: dict[int, Folds] = {}
-    known: dict[int, set[int]] = {}
-    reads = {info.width.id: read_by(job.network, info.width.id) - {info.width.id} for info in infos}
-    while any(known.get(width) != reads[width] & set(folds) for width in reads):
-        for width in reads:
-            if known.get(width) != reads[width] & set(folds):
-                known[width] = reads[width] & set(folds)
-                found[width] = duplicate_units(job.network, width, job.options.tolerance, folds)
-                if found[width]:
-                    folds[width] = as_folds(found[width])
-    return found
 
 
 def _in_order(topology: Topology, infos: Sequence[WidthInfo]) -> list[WidthInfo]:

@@ -9,6 +9,7 @@ then compared number by number. No two units are compared that do not share a ce
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 import functools
 import itertools
@@ -22,7 +23,6 @@ from netgrow_cli.surgery.multiples import allows, multiples_of
 from netgrow_cli.surgery.unit_rows import Folds, UnitRows, Wide
 from netgrow_cli.topology.layout import IndexMap
 from netgrow_cli.topology.network import Network
-from netgrow_cli.topology.ops.base import Multiples
 
 PRECISION = {"F64": 2.0**-48, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
 """How far rounding moves a row of a dtype, relative to its norm. (Of F64, what is calculated with rounds more.)"""
@@ -34,7 +34,8 @@ _HASHED = 4
 _SURE = 12.0
 """So many times the tolerance two projections may differ: twice, as both vectors are normalised; six deviations."""
 
-Likeness = Literal["equal", "multiple", "near"]
+Likeness = Literal["equal", "rounded", "multiple", "near"]
+"""Bit for bit; but for what the dtype rounds; so many times, as far as that; within the tolerance."""
 
 _BUCKETS = 1 << 16
 _ROUNDS = 8
@@ -51,35 +52,49 @@ class Duplicate:
     error: float
 
 
-def duplicate_units(
-    network: Network, width: int, tolerance: float | None = None, folds: Mapping[int, Folds] | None = None
-) -> list[Duplicate]:
-    """Each unit that stands for an earlier one, and that one.
+def duplicates(network: Network, widths: Sequence[int], tolerance: float | None = None) -> dict[int, list[Duplicate]]:
+    """By width, each unit that stands for an earlier one, and that one.
 
-    tolerance: how far it may be off, relative to its norm; None for as far as its dtype rounds. folds: units of other
-    widths that are merged too.
+    tolerance: how far it may be off, relative to its norm; None for as far as its dtype rounds.
+
+    Rows that read units of other widths are compared with the columns of these added up as they are merged. So widths
+    come after those that they read; for those that read each other (layers around a residual sum, recurrent units) the
+    coarsest choice is taken that holds when it is made use of itself.
     """
-    rows = UnitRows(network, width)
-    search = _Search(rows, multiples_of(network.solved(), width), tolerance)
-    others = {other: found for other, found in (folds or {}).items() if other != width}
-    if width not in rows.read():
-        return search.pairs(others)
-    # Units that read each other: the coarsest choice of copies that holds when it is made use of itself.
-    found = search.pairs(others, blank=(width,))
+    searches = {width: _Search(network, width, tolerance) for width in widths}
+    found: dict[int, list[Duplicate]] = {}
+    while ready := [w for w in searches if w not in found and not searches[w].reads & (set(searches) - set(found))]:
+        for width in ready:
+            found[width] = searches[width].pairs(_folds(found))
+    circle = {width: search for width, search in searches.items() if width not in found}
+    found.update(_in_circle(circle, _folds(found)))
+    for width, search in circle.items():  # (more may be near where all of a row is looked at)
+        found[width] = search.pairs(_folds(found))
+    return {width: found[width] for width in widths}
+
+
+def _in_circle(searches: Mapping[int, _Search], known: Mapping[int, Folds]) -> dict[int, list[Duplicate]]:
+    """Duplicates of widths that read each other: all that nothing else tells apart, less what they tell apart.
+
+    Without multiples, whose factors cannot be known before all of a row is.
+    """
+    alike = {width: search.equal() for width, search in searches.items()}
+    found = {width: search.pairs(known, blank=searches) for width, search in alike.items()}
     for _ in range(_ROUNDS):
-        classes = np.arange(rows.size)
-        for pair in found:
-            classes[pair.gone] = pair.kept
-        again = search.pairs({**others, width: as_folds(found)}, classes) if found else []
-        if [(pair.gone, pair.kept) for pair in again] == [(pair.gone, pair.kept) for pair in found]:
-            return again
-        found = again
-    return search.pairs(others)
+        before = {width: [(pair.gone, pair.kept) for pair in pairs] for width, pairs in found.items()}
+        for width, search in alike.items():
+            if found[width]:
+                classes = np.arange(search.size)
+                for pair in found[width]:
+                    classes[pair.gone] = pair.kept
+                found[width] = search.pairs({**known, **_folds(found)}, classes)
+        if before == {width: [(pair.gone, pair.kept) for pair in pairs] for width, pairs in found.items()}:
+            return found
+    return {}
 
 
-def read_by(network: Network, width: int) -> set[int]:
-    """The widths whose units a width's rows read, so that its duplicates depend on theirs."""
-    return UnitRows(network, width).read()
+def _folds(found: Mapping[int, Sequence[Duplicate]]) -> dict[int, Folds]:
+    return {width: as_folds(pairs) for width, pairs in found.items() if pairs}
 
 
 def as_folds(found: Sequence[Duplicate]) -> Folds:
@@ -92,13 +107,21 @@ def as_folds(found: Sequence[Duplicate]) -> Folds:
 
 
 class _Search:
-    """All searches among the units of one width."""
+    """All searches among the units of one width. reads: the widths whose units its rows read."""
 
-    def __init__(self, rows: UnitRows, kind: Multiples, tolerance: float | None) -> None:
-        self._rows = rows
-        self._kind = kind
-        self._exact = max((PRECISION.get(dtype, PRECISION["F64"]) for dtype in rows.dtypes), default=0.0)
+    def __init__(self, network: Network, width: int, tolerance: float | None) -> None:
+        self._rows = UnitRows(network, width)
+        self._kind = multiples_of(network.solved(), width)
+        self._exact = max((PRECISION.get(dtype, PRECISION["F64"]) for dtype in self._rows.dtypes), default=0.0)
         self._tolerance = self._exact if tolerance is None else tolerance
+        self.reads = self._rows.read()
+        self.size = self._rows.size
+
+    def equal(self) -> _Search:
+        """The same search, but for multiples."""
+        found = copy.copy(self)
+        found._kind = "none"
+        return found
 
     def pairs(
         self, folds: Mapping[int, Folds], classes: IndexMap | None = None, blank: Collection[int] = ()
@@ -133,6 +156,8 @@ class _Search:
                     sizes[units, number] += np.square(part).sum(1)
         sizes = np.sqrt(sizes)
         grown = grown / np.where(sizes[:, :1] > 0.0, sizes[:, :1], 1.0)
+        if self._kind == "none":  # (where no length but the same will do, it takes the place of a direction)
+            grown[:, 0] = np.log(np.where(sizes[:, 0] > 0.0, sizes[:, 0], 1.0))
         return _Keys(grown, same, sizes[:, 1], max(self._tolerance, PRECISION["F64"]))
 
     def _compared(
@@ -160,7 +185,7 @@ class _Search:
         if plain == 0.0:
             return Duplicate(gone, kept, 1.0, "equal", 0.0)
         if plain <= min(self._exact, self._tolerance):
-            return Duplicate(gone, kept, 1.0, "near", plain)
+            return Duplicate(gone, kept, 1.0, "rounded", plain)
         square = _dot(grown[1], grown[1])
         factor = _dot(*grown) / square if square > 0.0 else 1.0
         factor = -1.0 if self._kind == "odd" and factor < 0.0 else factor

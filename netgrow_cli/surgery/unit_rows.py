@@ -129,8 +129,6 @@ class UnitRows:
         for part in self._parts:
             places = part.places[units].reshape(-1)
             values = part.stored.at(places)
-            if part.scale is not None:
-                values = values * part.scale[places].reshape(-1, *[1] * (values.ndim - 1))
             for reading in part.reads:
                 axis = reading.axis + (reading.axis < part.axis)  # (the axis of units was put first)
                 if reading.width in blank:
@@ -138,6 +136,8 @@ class UnitRows:
                     _across(values, axis)[reading.labels >= 0] = 0.0
                 elif reading.width in folds:
                     values = _folded(values, axis, reading.labels, folds[reading.width])
+            if part.scale is not None:
+                values = values * part.scale[places].reshape(-1, *[1] * (values.ndim - 1))
             (grown if part.grows else same).append(values.reshape(len(units), -1))
         return grown, same
 

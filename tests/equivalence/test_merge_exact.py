@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
@@ -15,7 +16,6 @@ import netgrow_cli
 from netgrow_cli import NotEquivalent, Refused
 from netgrow_cli.jobs.job import Options, opened
 from netgrow_cli.surgery import duplicates
-from netgrow_cli.surgery.duplicates import duplicate_units
 from netgrow_cli.surgery.unit_rows import UnitRows
 from tests.equivalence.edits import Edit, edit, inputs, randomise, save, spec_of
 from tests.equivalence.networks import build
@@ -230,7 +230,7 @@ def crowd(folder: Path, units: int, inner: int, near: float, dtype: torch.dtype 
 def test_none_is_missed_at_the_edge_of_a_cell(tmp_path: Path, inner: int, near: float) -> None:
     units = 60 if inner == 3 else 800
     with opened(crowd(tmp_path, units, inner, near), Options()) as job:
-        found = duplicate_units(job.network, job.topology.by_name("a").width.id, 1e-3)
+        (found,) = duplicates.duplicates(job.network, [job.topology.by_name("a").width.id], 1e-3).values()
     assert [(pair.gone, pair.kept) for pair in found] == [(n + units // 2, n) for n in range(units // 2)]
     assert all((pair.error <= 1e-3) and (pair.kind == ("near" if near else "multiple")) for pair in found)
 
@@ -252,7 +252,7 @@ def test_no_two_are_compared_without_need(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(duplicates._Search, "_compare", comparing)
     monkeypatch.setattr(UnitRows, "vectors", reading)
     with opened(crowd(tmp_path, 3000, 600, 0.0, torch.bfloat16), Options()) as job:
-        found = duplicate_units(job.network, job.topology.by_name("a").width.id)
+        (found,) = duplicates.duplicates(job.network, [job.topology.by_name("a").width.id]).values()
     assert len(found) == 1500 and len(compared) < 1600
     assert max(wide) * 600 <= 1 << 20
 
@@ -396,3 +396,17 @@ def test_as_many_as_all_tied_widths_can(tmp_path: Path, first: int, second: int)
     assert done.distance(inputs(9, 4)) < EXACT
     if first != second and min(first, second):
         assert any("as many as in all widths whose sizes are tied" in note for note in done.report.notes)
+
+
+def test_of_layers_around_a_residual_sum(tmp_path: Path) -> None:
+    """Their widths read each other, and each copy reads the others' copies with noise of its own."""
+    sample = Path(__file__).parents[2] / "sample_checkpoints" / "digits_conv.safetensors"
+    spec = Path(__file__).parents[2] / "specs" / "digits_conv.yaml"
+    wide = netgrow_cli.split(
+        sample, layer="*", top=3, ways=3, spec=spec, output=tmp_path / "wide.safetensors", probes=16
+    )
+    assert len(wide.plan.changes) == 5
+    back = netgrow_cli.prune(wide.output, layer="*", duplicates=True, output=tmp_path / "back.safetensors", probes=16)
+    assert all("6 bit for bit" in note for note in back.notes), back.notes
+    old, new = load_file(sample), load_file(back.output)
+    assert all(torch.equal(new[name], tensor) for name, tensor in old.items())
