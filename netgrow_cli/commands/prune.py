@@ -26,7 +26,9 @@ def prune(
     width: WidthName = None,
     units: Units = None,
     dead: Annotated[bool, given("--dead", "Units that are constant on the probes; constants are folded.")] = False,
-    duplicates: Annotated[bool, given("--duplicates", "Units that copy others; merged into them.")] = False,
+    duplicates: Annotated[
+        bool, given("--duplicates", "Units that copy others (or are multiples), merged; --tolerance T: near ones.")
+    ] = False,
 ) -> int:
     """Remove units. Exact for dead units and duplicates; live ones need --allow-drift."""
     from netgrow_cli.jobs.shrinking import pruning
