@@ -192,6 +192,11 @@ def _shares(topology: Topology, state: Mapping[str, torch.Tensor]) -> tuple[floa
     return free / max(1, total), {why: count / total for why, count in held.most_common()}
 
 
+def without_names(why: str) -> str:
+    """A reason without what it quotes."""
+    return re.sub(r"'[^']*'", "...", why)[:160]
+
+
 def plain(topology: Topology, why: str) -> str:
     """A reason without the names of layers, so that like reasons count together."""
     names = set(topology.values) | {info.name for info in topology.widths.values()}
@@ -339,7 +344,9 @@ class _Bench:
                 continue
             log(f"{command} of {len(group)}: {tried.why[:200]}")
             kinds = _kinds(group)
-            if len(group) == 1:
+            if len(group) == 1 and tried.refused is not None:
+                refused[tried.refused] += len(group[0].names)
+            elif len(group) == 1:
                 outcome.give_up(group, tried.why, coded=tried.hosted is False)
             elif len(kinds) > 1:
                 waiting = kinds + waiting
@@ -379,6 +386,8 @@ class _Bench:
                 lambda job: Selection(tuple(_changes(job.topology, command, group))),
                 self.options(output),
             )
+        except Refused as error:
+            return _Tried(f"Refused: {first_line(error)}", refused=without_names(first_line(error)))
         except NetgrowError as error:
             return _Tried(f"{type(error).__name__}: {first_line(error)}"[:400])
         try:
@@ -396,11 +405,13 @@ class _Bench:
 
 @dataclasses.dataclass(frozen=True)
 class _Tried:
-    """One plan. why: what went wrong. hosted: False where sizes in the model's own code may be why."""
+    """One plan. why: what went wrong. hosted: False where sizes in the model's own code may be why. refused: why it was
+    not even tried, but for the names."""
 
     why: str | None
     hosted: bool | None = None
     apart: float = math.inf
+    refused: str | None = None
 
 
 @dataclasses.dataclass

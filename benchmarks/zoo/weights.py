@@ -40,7 +40,9 @@ def silence(topology: Topology, state: Mapping[str, torch.Tensor], changes: Sequ
 
     (Either alone would not do: a norm needs zeros, and a head of attention mixes values whatever its query is.)
     """
-    gone = {change.width: set(change.dropped) for change in changes}
+    gone: dict[int, set[int]] = {}  # (several changes may drop units of one width)
+    for change in changes:
+        gone.setdefault(change.width, set()).update(change.dropped)
     for use in topology.uses:
         if use.param == "running_var":
             continue

@@ -124,10 +124,13 @@ def _by_index(folder: Path, base: str) -> Weights:
         _invalid(path, f"weight_map is {_kind(shard_of)}; expected an object of tensor names to file names")
     if not shard_of:
         _invalid(path, "weight_map is empty")
+    seen: set[str] = set()
     for name, file in shard_of.items():
         if not isinstance(file, str):
             _invalid(path, f"weight_map: {name!r} is {_kind(file)}; expected a file name")
-        _check_inside(path, name, file)
+        if file not in seen:  # (there are many tensors to a file)
+            _check_inside(path, name, file)
+            seen.add(file)
     metadata = root.get("metadata")
     if metadata is not None and not isinstance(metadata, dict):
         _invalid(path, f"metadata is {_kind(metadata)}; expected an object")

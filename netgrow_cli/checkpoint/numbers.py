@@ -51,7 +51,9 @@ def stored_dtype(dtype: str) -> np.dtype[Any]:
 def decode(dtype: str, stored: Array) -> Array | None:
     """Stored elements as numbers; None for dtypes that are not decoded (F4, F6, quantised)."""
     if dtype == "BF16":
-        return (stored.astype(np.uint32) << 16).view(np.float32)
+        bits = stored.astype(np.uint32)
+        bits <<= 16
+        return bits.view(np.float32)
     if dtype in _FLOAT8:
         return _float8_table(*_FLOAT8[dtype])[stored]
     if dtype == "F8_E8M0":
@@ -89,7 +91,7 @@ def narrow(numbers: Array, dtype: str) -> Array:
 def all_finite(stored: Array, dtype: str) -> bool:
     """Whether no element of F64, F32, F16 or BF16 is NaN or infinite."""
     if dtype == "BF16":
-        return not bool(((stored & _BFLOAT_EXPONENT) == _BFLOAT_EXPONENT).any())
+        return not stored.size or bool((stored & _BFLOAT_EXPONENT).max() < _BFLOAT_EXPONENT)
     return bool(np.isfinite(stored).all())
 
 

@@ -35,6 +35,10 @@ class Source(abc.ABC):
     def flat(self, start: int, count: int) -> Array:
         """`count` stored elements from the `start`-th, in row-major order."""
 
+    def fill(self, values: Array, start: int) -> None:
+        """As many stored elements as fit into an array in one run of memory, from the `start`-th on."""
+        values.reshape(-1)[:] = self.flat(start, values.size)
+
     @property
     def size(self) -> int:
         """How many elements there are."""
@@ -78,13 +82,16 @@ class RegionSource(Source):
 
     def flat(self, start: int, count: int) -> Array:
         values = np.empty(count, stored_dtype(self.dtype))
-        if count:
+        self.fill(values, start)
+        return values
+
+    def fill(self, values: Array, start: int) -> None:
+        if values.size:
             offset = self.region.start + start * values.itemsize
             try:
-                read_into(self.region.fd, offset, values.view(np.uint8).data)
+                read_into(self.region.fd, offset, values.reshape(-1).view(np.uint8).data)
             except EOFError as error:
                 raise CheckpointError(f"{self._where}: {error}; something else is changing it") from None
-        return values
 
 
 Open = Callable[[str], Source]

@@ -20,7 +20,7 @@ Advance = Callable[[int], None]
 _COPY = 1 << 25
 _BUFFER = 1 << 19
 # Two of these stay in the processor's cache.
-_COMPARED = 1 << 18
+COMPARED = 1 << 18
 # Who cannot copy between these two files says one of these; old kernels say that data is at an end.
 _CANNOT = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF, errno.EIO}
 _MOST_BUFFERS = 512
@@ -73,9 +73,9 @@ def _copy_in_kernel(old: Region, new: Region, advance: Advance) -> int:
 
 def same_bytes(old: Region, new: Region, advance: Advance = nothing) -> bool:
     """Whether two regions of the same size hold the same bytes."""
-    one, other = bytearray(_COMPARED), bytearray(_COMPARED)
-    for done in range(0, old.size, _COMPARED):
-        length = min(_COMPARED, old.size - done)
+    one, other = bytearray(COMPARED), bytearray(COMPARED)
+    for done in range(0, old.size, COMPARED):
+        length = min(COMPARED, old.size - done)
         if length < len(one):
             one, other = bytearray(length), bytearray(length)
         read_into(old.fd, old.start + done, memoryview(one))

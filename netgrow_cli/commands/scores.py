@@ -45,12 +45,12 @@ def scores(
             infos = [info for info in job.topology.widths.values() if info.frozen is None]
         result = scored(job, by, [info.width.id for info in infos], scores)
         found = {info.name: result.values[info.width.id].tolist() for info in infos}
-    print(f"{result.by}: {meaning(result.by)}; on {result.evidence}", file=sys.stderr)
-    if result.random:
+    print(f"{result.by}: {meaning(result.by)}; {result.evidence.text()}", file=sys.stderr)
+    if result.evidence.random:
         print("warning: units may do otherwise on data than on random probes; pass --probe-data FILE", file=sys.stderr)
     if common.as_json:
         widths = [{"name": name, "scores": values} for name, values in found.items()]
-        print_json({"by": result.by, "evidence": result.evidence, "widths": widths})
+        print_json({"by": result.by, "evidence": result.evidence.as_json(), "widths": widths})
     elif csv:
         print("width,unit,score")
         for name, values in found.items():

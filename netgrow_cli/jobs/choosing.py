@@ -108,14 +108,14 @@ def choose(job: Job, chosen: Sequence[Target], choice: Choice, *, going: bool) -
     return rounded(listed, found.values, choice, going=going), found
 
 
-def chosen_text(job: Job, picked: Picked, found: Scored, choice: Choice) -> str:
+def chosen_text(job: Job, picked: Picked, found: Scored) -> str:
     """How many units of how many were chosen, by what, on what evidence."""
     some = {width: units for width, units in picked.items() if units}
     names = ", ".join(f"{job.topology.widths[width].name} {len(units)}" for width, units in list(some.items())[:6])
     more = f", and {len(some) - 6} widths more" if len(some) > 6 else ""
     total = sum(len(values) for values in found.values.values())
     counted = f"{sum(map(len, some.values()))} of {total} units"
-    return f"{counted} chosen by {choice.name}, on {found.evidence}" + (f" ({names}{more})" if len(some) > 1 else "")
+    return f"{counted} chosen by {found.by}, {found.evidence.text()}" + (f" ({names}{more})" if len(some) > 1 else "")
 
 
 def taken(name: str, scores: Mapping[int, Scores], choice: Choice, *, going: bool) -> dict[int, list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from netgrow_cli.proof.probes import Probes
@@ -13,9 +14,9 @@ class Evidence:
     """One thing that a choice stands on.
 
     kind: "probes" (random ones), "data" (the user's rows), "bounds" (a proof for every input), and what scores stand on
-        ("weights", "recorded", "optimizer").
-    rows: how many rows were looked at, where there are any. origin: "random", the name of a file, or for bounds the
-        inputs that the proof is for. random: whether it is drawn and not the user's.
+        besides ("weights", "optimizer", "recorded", "file").
+    rows: how many rows, or training steps, were looked at, where there are any. origin: "random", the name of a file,
+        or for bounds the inputs that the proof is for. random: whether it is drawn and not the user's.
     """
 
     kind: str
@@ -29,13 +30,20 @@ class Evidence:
         return cls("probes" if probes.random else "data", probes.rows, probes.origin, probes.random)
 
     def text(self) -> str:
-        """For people, behind "dead": `on 8192 random probes`, `on the 512 rows of obs.npz`, `for every input`."""
-        if self.kind == "bounds":
-            return f"for {self.origin or 'every input'}"
-        if self.rows is None:
-            return f"by {self.origin or self.kind}"
-        return f"on {self.rows} random probes" if self.random else f"on the {self.rows} rows of {self.origin}"
+        """For people, behind what was found: `on 8192 random probes`, `on the 512 rows of a.npz`, `for all inputs`."""
+        return _TEXTS[self.kind](self)
 
     def as_json(self) -> dict[str, Any]:
         """One object of the `evidence` of the command line's JSON."""
         return dataclasses.asdict(self)
+
+
+_TEXTS: Mapping[str, Callable[[Evidence], str]] = {
+    "probes": lambda one: f"on {one.rows} random probes",
+    "data": lambda one: f"on the {one.rows} rows of {one.origin}",
+    "bounds": lambda one: f"for {one.origin or 'every input'}",
+    "weights": lambda one: "of the checkpoint's weights",
+    "optimizer": lambda one: f"from the state of {one.origin} in the checkpoint",
+    "recorded": lambda one: f"recorded over {one.rows} training steps ({one.origin})",
+    "file": lambda one: f"as stated in {one.origin}",
+}

@@ -9,6 +9,7 @@ import numpy as np
 
 from netgrow_cli.errors import Refused, UsageError
 from netgrow_cli.jobs.choosing import EVERYTHING, Choice, choose, chosen_text, round_up
+from netgrow_cli.jobs.evidence import Evidence
 from netgrow_cli.jobs.job import Job, Selection, Selector
 from netgrow_cli.jobs.scoring import score
 from netgrow_cli.surgery import change
@@ -119,13 +120,15 @@ def splitting(
     def select(job: Job) -> Selection:
         chosen = targets(job.topology, layers, widths)
         notes: list[str] = []
+        evidence: tuple[Evidence, ...] = ()
         if units is not None:
             picked = units_of(job.topology, chosen, units)
         elif every:
             picked = {info.width.id: list(range(info.size)) for info in free_widths(chosen)}
         else:
             picked, found = choose(job, chosen, choice, going=False)
-            notes.append(chosen_text(job, picked, found, choice))
+            notes.append(chosen_text(job, picked, found))
+            evidence = (found.evidence,)
 
         def grown(counts: Mapping[int, int]) -> list[WidthChange]:
             best = {width: _best(job, width, picked.get(width, []), count, choice) for width, count in counts.items()}
@@ -140,7 +143,7 @@ def splitting(
         changes = grown(more)
         if not changes:
             notes.append("no unit qualifies: the output is a copy")
-        return Selection(tuple(changes), tuple(notes))
+        return Selection(tuple(changes), tuple(notes), evidence=evidence)
 
     return select
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -226,7 +225,7 @@ def change(path: Path, command: str, select: Selector, options: Options) -> Repo
             if state.along:
                 record["also"] = [one.sibling.label for one in state.along]
             written = Written(job, plan, folds, staged.paths[0], text, output)
-            with aside(_import_torch, written.compared, wanted=options.verify and written.takes_long()) as comparison:
+            with aside(written.prepare, written.compared, wanted=options.verify and written.takes_long()) as comparison:
                 _write(report, staged.paths, text, record)
                 if options.verify:
                     comparison.begin()
@@ -382,10 +381,6 @@ def _prove(report: _Draft, written: Written, comparison: Aside[Equivalence]) -> 
             learnable = learnability(job.topology, report.plan, new, probes, seed=options.seed)
         state = dataclasses.replace(report.state, along=prove_along(job, report.plan, report.state, changed, new))
     return dataclasses.replace(report, equivalence=equivalence, folded=folded, learnable=learnable, state=state)
-
-
-def _import_torch() -> None:
-    importlib.import_module("torch")
 
 
 def check_device(name: str) -> None:

@@ -32,10 +32,10 @@ _SIZES = {"adamax": "exp_inf"}
 
 @dataclasses.dataclass(frozen=True)
 class Roots:
-    """By canonical tensor name, the sizes of its gradients."""
+    """By canonical tensor name, the sizes of its gradients. kind: of which optimizers."""
 
     of: Mapping[str, Any]
-    text: str
+    kind: str
 
     def along(self, tensor: str, axis: int) -> Floats | None:
         """For each index of an axis, the mean over the others."""
@@ -72,7 +72,7 @@ def root_mean_squares(job: Job) -> Roots:
             f"--by gradient: {why}; record gradients in the training loop with netgrow_cli.UnitRecorder, and pass what "
             "it saves by --scores FILE"
         )
-    return Roots(found, f"the state of {' and '.join(kinds)}")
+    return Roots(found, " and ".join(kinds))
 
 
 def _matched(job: Job) -> Iterator[tuple[OptimizerState, Mapping[ParameterId, str]]]:

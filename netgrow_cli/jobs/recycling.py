@@ -74,7 +74,8 @@ def recycling(
             found = _dormant(job, chosen, dormant, choice)
         elif choice.stated:
             picked, scores = choose(job, chosen, choice, going=True)
-            found = _Found(picked, "chosen", (chosen_text(job, picked, scores, choice),))
+            note = chosen_text(job, picked, scores)
+            found = _Found(picked, "chosen", (note,), evidence=(scores.evidence,))
         else:
             found = _dead(job, chosen, proven)
         picked = {width: which for width, which in found.units.items() if which}
@@ -109,10 +110,10 @@ def _dormant(job: Job, chosen: Sequence[Target], tau: float, choice: Choice) -> 
     found = {width: np.flatnonzero(values <= tau).tolist() for width, values in scores.values.items()}
     infos = job.topology.widths
     notes = tuple(
-        f"{infos[width].name}: {len(units)} of {infos[width].size} units dormant on {scores.evidence}"
+        f"{infos[width].name}: {len(units)} of {infos[width].size} units dormant {scores.evidence.text()}"
         for width, units in found.items()
     )
-    return _Found(found, "dormant", notes)
+    return _Found(found, "dormant", notes, evidence=(scores.evidence,))
 
 
 # -- by what -------------------------------------------------------------------------------------------

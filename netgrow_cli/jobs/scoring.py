@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from netgrow_cli.errors import Refused, UsageError
+from netgrow_cli.jobs.evidence import Evidence
 from netgrow_cli.jobs.job import Job
 from netgrow_cli.jobs.score_files import open_scores, recorded, stated
 from netgrow_cli.proof.probes import Probes
@@ -26,14 +27,12 @@ SCORE_PROBES = 2048
 class Scored:
     """Scores of several widths.
 
-    by: the score's name. values: by width id, one number a unit. evidence: what they stand on, for reports. random:
-    whether that is random probes, which show less than data do.
+    by: the score's name. values: by width id, one number a unit.
     """
 
     by: str
     values: Mapping[int, Scores]
-    evidence: str
-    random: bool = False
+    evidence: Evidence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +66,13 @@ def _from_file(job: Job, by: str, widths: Sequence[int], path: Path) -> Scored:
     if file.recorder is None:
         if by != "file":
             raise UsageError(f"--by {by}: {path} was not saved by a recorder; its own scores are --by file")
-        return Scored(by, stated(job, file, widths), f"the scores in {path.name}")
+        return Scored(by, stated(job, file, widths), Evidence("file", origin=path.name))
     by = "gradient" if by == "file" else by
     if not SOURCES[by].recorded:
         names = ", ".join(name for name, source in SOURCES.items() if source.recorded)
         raise UsageError(f"--by {by}: {path} was saved by a recorder, which holds {names}")
-    evidence = f"{by} recorded over {file.recorder.get('steps', '?')} training steps ({path.name})"
-    return Scored(by, recorded(job, file, by, widths), evidence)
+    steps = int(file.recorder.get("steps", "0"))
+    return Scored(by, recorded(job, file, by, widths), Evidence("recorded", steps, path.name))
 
 
 # -- from the checkpoint ---------------------------------------------------------------------------
@@ -81,7 +80,7 @@ def _from_file(job: Job, by: str, widths: Sequence[int], path: Path) -> Scored:
 
 def _from_weights(job: Job, by: str, widths: Sequence[int]) -> Scored:
     function = weights.BY_WEIGHTS[by]
-    return Scored(by, {width: function(job.network, width) for width in widths}, "the checkpoint's weights")
+    return Scored(by, {width: function(job.network, width) for width in widths}, Evidence("weights"))
 
 
 def _gradient(job: Job, by: str, widths: Sequence[int]) -> Scored:
@@ -100,7 +99,7 @@ def _gradient(job: Job, by: str, widths: Sequence[int]) -> Scored:
                 "pass what it saves by --scores FILE"
             )
         values[width] = one
-    return Scored(by, values, f"{found.text} in the checkpoint")
+    return Scored(by, values, Evidence("optimizer", origin=found.kind))
 
 
 # -- from probes -----------------------------------------------------------------------------------
@@ -114,7 +113,7 @@ def _activations(job: Job, by: str, widths: Sequence[int]) -> Scored:
     values = dict(found.active if by == "active" else found.size)
     if by == "dormant":
         values = {width: dormancy(size) for width, size in values.items()}
-    return Scored(by, values, _evidence(probes), probes.random)
+    return Scored(by, values, Evidence.of_probes(probes))
 
 
 def _taylor(job: Job, by: str, widths: Sequence[int]) -> Scored:
@@ -122,7 +121,7 @@ def _taylor(job: Job, by: str, widths: Sequence[int]) -> Scored:
 
     probes = _probes(job)
     values = taylor(job.network, widths, probes, dtype=job.options.dtype, seed=job.options.seed)
-    return Scored(by, values, _evidence(probes), probes.random)
+    return Scored(by, values, Evidence.of_probes(probes))
 
 
 def _probes(job: Job) -> Probes:
@@ -131,10 +130,6 @@ def _probes(job: Job) -> Probes:
 
     need_known_functions(job.topology)
     return job.probes(job.options.probes or SCORE_PROBES, job.options.seed + 1)
-
-
-def _evidence(probes: Probes) -> str:
-    return f"{probes.rows} random probes" if probes.random else f"the {probes.rows} rows of {probes.origin}"
 
 
 SOURCES: dict[str, Source] = {

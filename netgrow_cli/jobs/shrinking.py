@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -46,7 +47,8 @@ def pruning(
         if units is not None:
             return _removal(job, units_of(job.topology, chosen, units), choice, ())
         picked, found = choose(job, chosen, choice, going=True)
-        return _removal(job, picked, choice, (chosen_text(job, picked, found, choice),))
+        selection = _removal(job, picked, choice, (chosen_text(job, picked, found),))
+        return dataclasses.replace(selection, evidence=(found.evidence,))
 
     return select
 

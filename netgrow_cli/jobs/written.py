@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,6 +67,14 @@ class Written:
         """The comparison with the old network, given that folding back finds nothing."""
         with self.reopened() as (new, _):
             return shown(self._question(new))
+
+    def prepare(self) -> None:
+        """What the comparison needs and can be had before anything is written: torch, where numpy will not do."""
+        from netgrow_cli.proof.run_pieces import needs_torch
+
+        edited = self._question(self.job.network).edited
+        if edited is None or needs_torch(self.job.network, edited):
+            importlib.import_module("torch")
 
     def takes_long(self) -> bool:
         """Whether the comparison is worth a process of its own: pieces of a large network, and torch not in use yet."""

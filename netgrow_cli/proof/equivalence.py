@@ -103,13 +103,13 @@ class Difference:
                 self._worst.append(0.0)
                 self._scale.append(0.0)
                 self._first.append(one[:1])
-            if one.numel():
-                distance = float((one - other).abs().max())
+            if math.prod(one.shape):
+                distance = float(abs(one - other).max())
                 distance = distance if math.isfinite(distance) else math.inf
                 self._worst[position] = max(self._worst[position], distance)
-                self._scale[position] = max(self._scale[position], float(one.abs().max()))
+                self._scale[position] = max(self._scale[position], float(abs(one).max()))
             self._constant = self._constant and bool((one == self._first[position]).all())
-        self._rows += len(before[0]) if before and before[0].dim() else 1
+        self._rows += len(before[0]) if before and before[0].ndim else 1
 
     def ratios(self) -> list[float]:
         """The largest difference of each output, relative to its size."""

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from netgrow_cli.checkpoint.numbers import all_finite, narrow, widen
+from netgrow_cli.checkpoint.positioned import read_into
 from netgrow_cli.checkpoint.source import Open, RegionSource, Source
-from netgrow_cli.checkpoint.transfer import Advance, in_parallel, nothing, part, same_bytes
-from netgrow_cli.surgery.blocks import Block, Run, blocks, divisible, moves_rows_only, runs
+from netgrow_cli.checkpoint.transfer import COMPARED, Advance, in_parallel, nothing, part, read_scattered, same_bytes
+from netgrow_cli.surgery.blocks import Block, Run, blocks, divisible, insertion, moves_rows_only, runs
 from netgrow_cli.surgery.edit import CONSTANTS, ELEMENTS, absorbed, means, put, rescaled
 from netgrow_cli.surgery.plan import Plan
 from netgrow_cli.surgery.tensor_edits import AxisEdit, TensorEdit
@@ -90,6 +91,8 @@ def tensor_folds(old: Source, new: Source, edit: TensorEdit | None, advance: Adv
         return _same_bits(old, new, 0, 0, old.size, advance)
     if moves_rows_only(edit):
         return all(_run_folds(old, new, edit, run, advance) for run in runs(edit))
+    if _zeros_fold(old, new, edit, advance):
+        return True
     if divisible(edit):
         return all(_block_folds(old, new, block, advance) for block in blocks(edit, times=_times(edit)))
     before, after = old.whole(), new.whole()
@@ -103,7 +106,14 @@ def tensor_folds(old: Source, new: Source, edit: TensorEdit | None, advance: Adv
 
 def _loses(edit: TensorEdit) -> bool:
     """Whether some old index has no successor."""
-    return any(len(np.unique(axis.index[axis.index >= 0])) < edit.before[axis.axis] for axis in edit.axes)
+    return any(_misses(axis.index, edit.before[axis.axis]) for axis in edit.axes)
+
+
+def _misses(index: IndexMap, count: int) -> bool:
+    """Whether one of so many indices does not occur."""
+    found = np.zeros(count + 1, dtype=bool)
+    found[index] = True  # (-1, which stands for none, is the one too many)
+    return not found[:-1].all()
 
 
 def _same_bits(old: Source, new: Source, old_start: int, new_start: int, count: int, advance: Advance) -> bool:
@@ -137,6 +147,36 @@ def _run_folds(old: Source, new: Source, edit: TensorEdit, run: Run, advance: Ad
     return all(
         _block_folds(old, new, block, advance) for block in blocks(edit, run.first, run.last, times=_times(edit))
     )
+
+
+def _zeros_fold(old: Source, new: Source, edit: TensorEdit, advance: Advance) -> bool:
+    """Whether zeros, all bits of them, were put between the old bytes; another edit is not judged here."""
+    if not (isinstance(old, RegionSource) and isinstance(new, RegionSource)):
+        return False
+    found = insertion(edit, new.region.size)
+    if found is None or found.rows * found.old != old.region.size:
+        return False
+    step = max(1, min(found.rows, COMPARED // max(1, found.old)))
+    one, kept, zeros = (
+        bytearray(step * found.old),
+        bytearray(step * found.old),
+        bytearray(step * (found.new - found.old)),
+    )
+    into = {True: memoryview(kept), False: memoryview(zeros)}
+    buffers, done = [], {True: 0, False: 0}
+    for span, stays in found.runs * step:
+        buffers.append(into[stays][done[stays] : done[stays] + len(span)])
+        done[stays] += len(span)
+    nothing_else = bytes(len(zeros))
+    for first in range(0, found.rows, step):
+        count = min(step, found.rows - first)
+        read_into(old.region.fd, old.region.start + first * found.old, memoryview(one)[: count * found.old])
+        read_scattered(new.region.fd, new.region.start + first * found.new, buffers[: count * len(found.runs)])
+        # (What a shorter last block leaves in the buffers was equal, and zero, before.)
+        if one != kept or zeros != nothing_else:
+            return False
+        advance(count * found.new)
+    return True
 
 
 def _times(edit: TensorEdit) -> int:

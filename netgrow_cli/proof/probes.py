@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from netgrow_cli.errors import NetgrowError, UsageError, first_line
+from netgrow_cli.topology import library
 from netgrow_cli.topology.graph import Graph, Input
 
 BATCH = 256
@@ -34,7 +35,10 @@ class Probes:
         return self.data is None
 
     def batches(self, dtype: Any, device: str = "cpu") -> Iterator[tuple[dict[str, int], dict[str, Any]]]:
-        """The probes in batches: the sizes of named axes to solve with, and the inputs by name."""
+        """The probes in batches: the sizes of named axes to solve with, and the inputs by name.
+
+        dtype: of floating inputs; one of numpy's where numpy computes, for random probes.
+        """
         fixed = _fixed_batch(self.graph)
         step = fixed or min(BATCH, self.rows)
         for number, start in enumerate(range(0, self.rows, step)):
@@ -43,8 +47,7 @@ class Probes:
                 return
             sizes = self._sizes(count)
             inputs = {
-                given.name: self._one(given, sizes, start, count, number, dtype).to(device)
-                for given in self.graph.inputs
+                given.name: self._one(given, sizes, start, count, number, dtype, device) for given in self.graph.inputs
             }
             yield sizes, inputs
 
@@ -63,12 +66,14 @@ class Probes:
                 sizes.update({item: size for item, size in named if isinstance(item, str)})
         return sizes
 
-    def _one(self, given: Input, sizes: Mapping[str, int], start: int, count: int, number: int, dtype: Any) -> Any:
+    def _one(
+        self, given: Input, sizes: Mapping[str, int], start: int, count: int, number: int, dtype: Any, device: str
+    ) -> Any:
         if self.data is not None:
             tensor = self.data[given.name][start : start + count]
-            return tensor.to(dtype) if tensor.is_floating_point() else tensor
+            return (tensor.to(dtype) if tensor.is_floating_point() else tensor).to(device)
         shape = tuple(sizes[item] if isinstance(item, str) else item for item in given.shape)
-        return _random(given, shape, f"{self.seed}:{given.name}:{number}", dtype)
+        return library.given(_random(given, shape, f"{self.seed}:{given.name}:{number}"), dtype, device)
 
 
 def random_probes(graph: Graph, rows: int, seed: int) -> Probes:
@@ -169,11 +174,11 @@ def _fixed_batch(graph: Graph) -> int | None:
     return next((given.shape[0] for given in graph.inputs if isinstance(given.shape[0], int)), None)
 
 
-def normal(shape: tuple[int, ...], seed: str, dtype: Any) -> Any:
+def normal(shape: tuple[int, ...], seed: str) -> Any:
     """Normal values of mean 0 and variance 1."""
-    import torch
+    import numpy as np
 
-    return torch.from_numpy(_generator(seed).standard_normal(shape)).to(dtype)
+    return np.asarray(_generator(seed).standard_normal(shape))
 
 
 def signs(shape: tuple[int, ...], seed: str, dtype: Any) -> Any:
@@ -192,16 +197,14 @@ def _generator(seed: str) -> Any:
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
 
 
-def _random(given: Input, shape: tuple[int, ...], seed: str, dtype: Any) -> Any:
-    import torch
-
+def _random(given: Input, shape: tuple[int, ...], seed: str) -> Any:
     if given.low is None and given.high is None and given.dtype != "bool" and "int" not in given.dtype:
-        return normal(shape, seed, dtype)
+        return normal(shape, seed)
     generator = _generator(seed)
     if given.dtype == "bool":
-        return torch.from_numpy(generator.integers(0, 2, shape).astype(bool))
+        return generator.integers(0, 2, shape).astype(bool)
     if "int" in given.dtype:
-        return torch.from_numpy(generator.integers(int(given.low or 0), int(given.high or 1), shape))
+        return generator.integers(int(given.low or 0), int(given.high or 1), shape)
     low = given.low if given.low is not None else min(0.0, given.high or 0.0)
     high = given.high if given.high is not None else low + 1.0
-    return torch.from_numpy(generator.uniform(low, high, shape)).to(dtype)
+    return generator.uniform(low, high, shape)

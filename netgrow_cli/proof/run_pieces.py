@@ -6,8 +6,10 @@ import collections
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from netgrow_cli.checkpoint.transfer import in_parallel
 from netgrow_cli.errors import CheckpointError
@@ -16,13 +18,15 @@ from netgrow_cli.proof.pieces import CannotTell, Cut, Edited, Piece, cut
 from netgrow_cli.proof.probes import Probes, normal
 from netgrow_cli.proof.units import Narrowed, narrowed
 from netgrow_cli.topology.graph import Node, Ref
+from netgrow_cli.topology.library import NeedsTorch, finite, given, one_thread, without_gradients
 from netgrow_cli.topology.network import Network
+from netgrow_cli.topology.ops import OPS
 from netgrow_cli.topology.solve import Topology
 
 Values = dict[Ref, Any]
 
 _FAILURES = (RuntimeError, TypeError, IndexError, ValueError)
-"""What torch raises for values that an operation cannot take."""
+"""What torch and numpy raise for values that an operation cannot take."""
 
 GROWTH = (1, 2, 4, 8)
 """By how many steps a piece grows whose outputs differ, one time after the other, before it is judged."""
@@ -30,17 +34,18 @@ GROWTH = (1, 2, 4, 8)
 
 @dataclasses.dataclass(frozen=True)
 class _Pair:
-    """The two networks, and how they are cut."""
+    """The two networks, and how they are cut. real: what is computed in, torch's dtype or numpy's."""
 
     old: Network
     new: Network
     probes: Probes
     cut: Cut
     dtype: str
+    real: Any
 
     def difference(self, piece: Piece) -> Difference:
         """What leaves a piece, in one and the other."""
-        real, found = torch_dtype(self.dtype), Difference()
+        real, found = self.real, Difference()
         for number, (sizes, inputs) in enumerate(self.probes.batches(real, self.old.device)):
             seed = f"{self.probes.seed}:{number}:{piece.nodes[0].name}"
             border = _border(self.old, self.old.solved(sizes), piece, inputs, seed, real)
@@ -80,13 +85,37 @@ def compare_pieces(
     """The largest difference over all pieces, each relative to the size of its own outputs.
 
     accepted: a difference that need not be followed further, where that is more than the tolerance.
+    numpy computes where it knows all operations that are met, else torch.
     Raises CannotTell where pieces cannot be compared, CheckpointError where the old network's numbers are not finite.
     """
-    sizes = next(iter(probes.batches(torch_dtype(dtype))))[0]
-    pair = _Pair(old, new, probes, cut(old.solved(sizes), new.solved(sizes), edited), dtype)
+    sizes = next(iter(probes.batches(np.dtype(dtype))))[0]
+    found = cut(old.solved(sizes), new.solved(sizes), edited)
+    pair = _Pair(old, new, probes, found, dtype, np.dtype(dtype))
+    if knows_all(found) and old.device == new.device == "cpu":
+        with contextlib.suppress(NeedsTorch, CannotTell):  # (torch has the last word on what cannot be told)
+            return _compared(pair, edited, tolerance, accepted)
+    return _compared(dataclasses.replace(pair, real=torch_dtype(dtype)), edited, tolerance, accepted)
+
+
+def needs_torch(network: Network, edited: Edited) -> bool:
+    """Whether pieces will have to be run in torch, as far as can be told before there is another network."""
+    try:
+        return not knows_all(cut(network.solved(), network.solved(), edited))
+    except CannotTell:
+        return True
+
+
+def knows_all(found: Cut) -> bool:
+    """Whether numpy knows all operations of all pieces, as far as these need not grow."""
+    pieces = map(found.piece, found.parts)
+    return all(OPS[node.op].numpy is not None for piece in pieces for node in (*piece.nodes, *piece.context))
+
+
+def _compared(pair: _Pair, edited: Edited, tolerance: float, accepted: float | None) -> Equivalence:
+    dtype, probes = pair.dtype, pair.probes
     done: dict[frozenset[str], Equivalence] = {}
-    with _one_thread():  # (the two sides and the pieces are what runs in parallel)
-        alone = _by_units(pair, new.solved(sizes), edited, tolerance)
+    with one_thread(pair.real):  # (the two sides and the pieces are what runs in parallel)
+        alone = _by_units(pair, edited, tolerance)
         for part in pair.cut.parts:
             if part in alone or any(part <= whole for whole in done):
                 continue
@@ -109,8 +138,9 @@ def compare_pieces(
     )
 
 
-def _by_units(pair: _Pair, new: Topology, edited: Edited, tolerance: float) -> dict[frozenset[str], Equivalence]:
+def _by_units(pair: _Pair, edited: Edited, tolerance: float) -> dict[frozenset[str], Equivalence]:
     """The parts that are equal by their changed units alone; the first of each form is left to be run as a whole."""
+    new = pair.new.solved(next(iter(pair.probes.batches(pair.real)))[0])
     forms: set[Hashable] = set()
     chosen: list[tuple[frozenset[str], Narrowed]] = []
     for part in pair.cut.parts:
@@ -169,7 +199,7 @@ def _border(
     values = {Ref(name): inputs[name] for name in piece.inputs}
     for ref in piece.drawn:
         shape = topology.value(ref).shape
-        values[ref] = normal(shape, f"{seed}:{ref}", real).to(network.device)
+        values[ref] = given(normal(shape, f"{seed}:{ref}"), real, network.device)
     inside = {node.name for node in piece.nodes}
     wanted = list(dict.fromkeys(ref for node in piece.nodes for ref in node.inputs if ref.node not in inside))
     try:
@@ -180,38 +210,19 @@ def _border(
 
 
 def _evaluate(
-    network: Network, topology: Topology, nodes: Sequence[Node], given: Values, wanted: Sequence[Ref], real: Any
+    network: Network, topology: Topology, nodes: Sequence[Node], entering: Values, wanted: Sequence[Ref], real: Any
 ) -> list[Any]:
     """Run some nodes in order; values are dropped after their last reader, one layer's tensors are there at a time."""
     left = collections.Counter(ref for node in nodes for ref in node.inputs)
     left.update(wanted)
     inside = {node.name for node in nodes}
-    values = {ref: value for ref, value in given.items() if ref.node not in inside}
-    with _no_gradients():  # (which each thread has to say for itself)
+    values = {ref: value for ref, value in entering.items() if ref.node not in inside}
+    with without_gradients(real):
         for node in nodes:
             results = network.operate(topology, node, [values[ref] for ref in node.inputs], real)
             values.update({ref: value for ref, value in _named_results(node, results).items() if left[ref]})
             _drop(values, left, node.inputs)
     return [values[ref] for ref in wanted]
-
-
-def _no_gradients() -> contextlib.AbstractContextManager[Any]:
-    import torch
-
-    return torch.no_grad()
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Operations of torch take one thread each: blocks are small, and waiting for each other costs more."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _named_results(node: Node, results: Sequence[Any]) -> Values:
@@ -227,7 +238,7 @@ def _drop(values: Values, left: collections.Counter[Ref], read: Collection[Ref])
 
 def _require_finite(old: Network, piece: Piece, outputs: Sequence[Any]) -> None:
     """Raises CheckpointError where a tensor of the old network is at fault, CannotTell where the random values are."""
-    if all(bool(tensor.isfinite().all()) for tensor in outputs):
+    if all(map(finite, outputs)):
         return
     for node in piece.nodes:
         for name in node.params.values():

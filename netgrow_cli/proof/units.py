@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from netgrow_cli.checkpoint.numbers import stored_dtype
-from netgrow_cli.checkpoint.source import Source
+from netgrow_cli.checkpoint.source import ArraySource, Source
 from netgrow_cli.proof.pieces import Cut, Edited, Piece, Units, settings
 from netgrow_cli.surgery.change import WidthChange
 from netgrow_cli.topology.graph import Node, Ref
@@ -30,7 +30,7 @@ _ADDING = ("linear", "linear_io", "conv1d", "conv2d", "conv3d")
 
 _UNIT_BY_UNIT = {op.name for op in elementwise.OPS if op.name != "root_scale"} | {"batch_norm"}
 
-_READ = 1 << 20
+_READ = 1 << 17
 """Elements that are read at once, where few of each row are wanted."""
 
 
@@ -64,14 +64,17 @@ class Narrowed:
         return self._one(old, self.units.old), self._one(new, self.units.new)
 
     def _one(self, network: Network, units: IndexMap) -> Network:
-        def read(name: str) -> Any:
-            if name not in self.axes:
-                return network.read(name)
-            assert network.sources is not None
-            source = network.sources(name)
-            return as_tensor(source, _taken(source, self.axes[name], units))
+        whole = network.sources
+        assert whole is not None
 
-        return network.reading(read)
+        def source(name: str) -> Source:
+            found = whole(name)
+            return ArraySource(_taken(found, self.axes[name], units), found.dtype) if name in self.axes else found
+
+        def read(name: str) -> Any:
+            return as_tensor(found := source(name), found.whole()) if name in self.axes else network.read(name)
+
+        return dataclasses.replace(network, read=read, sources=source)
 
 
 def narrowed(found: Cut, new: Topology, piece: Piece, edited: Edited) -> Narrowed | None:
@@ -155,6 +158,14 @@ def _taken(source: Source, axis: int, units: IndexMap) -> Any:
     if axis == 0:
         runs = np.split(units, np.flatnonzero(np.diff(units) != 1) + 1)
         return np.concatenate([source.rows(int(run[0]), int(run[-1]) + 1) for run in runs])
-    step = max(1, _READ * shape[0] // source.size)
-    starts = range(0, shape[0], step)
-    return np.concatenate([source.rows(start, min(shape[0], start + step))[:, units] for start in starts])
+    found = np.empty((shape[0], len(units), *shape[2:]), stored_dtype(source.dtype))
+    inner = source.size // shape[0]
+    step = max(1, min(shape[0], _READ // inner))
+    read = np.empty((step, *shape[1:]), found.dtype)
+    run = slice(int(units[0]), int(units[-1]) + 1)
+    wanted = run if run.stop - run.start == len(units) else units
+    for start in range(0, shape[0], step):
+        block = read[: min(step, shape[0] - start)]
+        source.fill(block, start * inner)
+        found[start : start + len(block)] = block[:, wanted]
+    return found

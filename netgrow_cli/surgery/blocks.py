@@ -20,6 +20,9 @@ from netgrow_cli.topology.layout import IndexMap
 _SPREAD = 4
 """How many times the rows that are used may be read for a block."""
 
+_LONG = 1 << 10
+"""Bytes from which on a run is worth a place of its own in a read."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Block:
@@ -41,6 +44,30 @@ class Run:
     old: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Insertion:
+    """Zeros that come between what stays as it is, along one axis that is not the first.
+
+    rows: how many runs of bytes, of `old` bytes each before and of `new` (`elements` of them) after. kept: which bytes
+    of each new run are the old ones, in order.
+    """
+
+    rows: int
+    old: int
+    new: int
+    elements: int
+    kept: tuple[range, ...]
+
+    @property
+    def runs(self) -> tuple[tuple[range, bool], ...]:
+        """All bytes of a new run in order: the old ones (True), and the zeros."""
+        found, end = [], 0
+        for span in (*self.kept, range(self.new, self.new)):
+            found += [(range(end, span.start), False), (span, True)]
+            end = span.stop
+        return tuple((span, old) for span, old in found if span)
+
+
 def rows_of(edit: TensorEdit) -> AxisEdit | None:
     """What happens along axis 0."""
     return next((axis for axis in edit.axes if axis.axis == 0), None)
@@ -60,6 +87,31 @@ def divisible(edit: TensorEdit) -> bool:
 def moves_rows_only(edit: TensorEdit) -> bool:
     """Whether old rows stay as they are, byte for byte."""
     return divisible(edit) and not edit.rescales and all(axis.axis == 0 for axis in edit.axes)
+
+
+def insertion(edit: TensorEdit, size: int) -> Insertion | None:
+    """An edit that puts zeros in and does nothing else, of a tensor of `size` bytes after; None for any other one, and
+    where what stays lies in pieces so short that reading them one by one would take longer."""
+    if len(edit.axes) != 1 or edit.rescales or edit.axes[0].axis == 0 or not size:
+        return None
+    axis = edit.axes[0]
+    item, inner = size // math.prod(edit.after), math.prod(edit.after[axis.axis + 1 :])
+    old, new = (shape[axis.axis] * inner * item for shape in (edit.before, edit.after))
+    kept = np.flatnonzero(axis.index >= 0)
+    others = (
+        axis.sharing
+        or axis.absorb
+        or axis.mean
+        or any(len(places) for places in (axis.start, axis.blank, axis.random, axis.carried, axis.opposed[0]))
+    )
+    everything = bool(np.array_equal(axis.index[kept], np.arange(edit.before[axis.axis])))
+    if old < _LONG or others or not everything or len(axis.zero) != len(axis.index) - len(kept):
+        return None
+    cuts = [0, *(np.flatnonzero(np.diff(kept) != 1) + 1).tolist(), len(kept)]
+    spans = tuple(
+        range(int(kept[a]) * inner * item, (int(kept[b - 1]) + 1) * inner * item) for a, b in itertools.pairwise(cuts)
+    )
+    return Insertion(math.prod(edit.after[: axis.axis]), old, new, new // item, spans)
 
 
 def runs(edit: TensorEdit) -> list[Run]:

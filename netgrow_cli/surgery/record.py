@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from netgrow_cli.errors import CheckpointError
 from netgrow_cli.surgery.change import FRESH, WidthChange
 from netgrow_cli.surgery.plan import CodeChange, Plan
@@ -99,14 +101,12 @@ def parse_record(text: str, where: str) -> dict[str, Any]:
 
 def _runs(sources: Sequence[int]) -> list[list[int]]:
     """[first, count] for each run of ascending neighbours, or of fresh units."""
-    runs: list[list[int]] = []
-    for source in sources:
-        expected = FRESH if runs and runs[-1][0] == FRESH else (sum(runs[-1]) if runs else None)
-        if runs and source == expected and (source == FRESH) == (runs[-1][0] == FRESH):
-            runs[-1][1] += 1
-        else:
-            runs.append([source, 1])
-    return runs
+    index = np.asarray(sources, dtype=np.int64)
+    if not len(index):
+        return []
+    expected = np.where(index[:-1] == FRESH, FRESH, index[:-1] + 1)
+    cuts = [0, *(np.flatnonzero(index[1:] != expected) + 1).tolist(), len(index)]
+    return [[int(index[first]), last - first] for first, last in itertools.pairwise(cuts)]
 
 
 def _unrun(runs: Iterable[Sequence[int]]) -> tuple[int, ...]:

@@ -7,10 +7,12 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from netgrow_cli.checkpoint.dtypes import is_float
 from netgrow_cli.checkpoint.source import Open, source_of
 from netgrow_cli.checkpoint.types import Checkpoint, TensorInfo
 from netgrow_cli.errors import Refused
 from netgrow_cli.topology.graph import Graph, Node
+from netgrow_cli.topology.library import NeedsTorch, in_numpy, numbers
 from netgrow_cli.topology.rows import Rows, is_large
 from netgrow_cli.topology.run import Observe, operate, run
 from netgrow_cli.topology.solve import Topology, default_sizes, solve
@@ -63,8 +65,9 @@ class Network:
             return run(topology, self._on_device, inputs, dtype=dtype, observe=observe, by_rows=self._rows)
 
     def operate(self, topology: Topology, node: Node, operands: Sequence[Any], dtype: Any) -> tuple[Any, ...]:
-        """The results of one of its operations."""
-        return operate(topology, node, operands, self._on_device, dtype, self._rows)
+        """The results of one of its operations. Where the dtype is numpy's, numpy computes, or raises NeedsTorch."""
+        read = functools.partial(self._numbers, dtype) if in_numpy(dtype) else self._on_device
+        return operate(topology, node, operands, read, dtype, self._rows)
 
     def read_real(self, name: str) -> Any:
         """A tensor to compute with. Raises Refused where it holds integers, quantised or not, or complex numbers."""
@@ -85,6 +88,11 @@ class Network:
         if self.sources is None or not is_large(self.infos[name]):
             return None
         return Rows(self.sources(name), self.device)
+
+    def _numbers(self, dtype: Any, name: str) -> Any:
+        if self.sources is None or (not is_float(self.infos[name].dtype) and name not in self._tables):
+            raise NeedsTorch(name)  # (which knows what is wrong with it, if anything is)
+        return numbers(self.sources(name), dtype)
 
     def _on_device(self, name: str) -> Any:
         tensor = self.read_real(name)

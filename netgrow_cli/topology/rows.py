@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from netgrow_cli.checkpoint.dtypes import torch_form
+from netgrow_cli.checkpoint.numbers import stored_dtype
 from netgrow_cli.checkpoint.types import TensorInfo
+from netgrow_cli.topology.library import decoded, given, in_numpy, numbers
 
 if TYPE_CHECKING:
     from netgrow_cli.checkpoint.source import Source
@@ -18,6 +20,9 @@ LARGE = 1 << 21
 
 BLOCK = 1 << 18
 """Elements that are read and converted at once: what a processor's own cache holds, in float64 too."""
+
+NUMPY_BLOCK = 1 << 16
+"""The same for numpy, which makes an array more of each block on the way."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +39,12 @@ class Rows:
 
     def blocks(self, dtype: Any) -> Iterator[tuple[int, Any]]:
         """Blocks of rows in `dtype`, each with its first row; one stands until the next is asked for."""
+        count, width = self.shape
+        if in_numpy(dtype):
+            yield from self._arrays(dtype)
+            return
         import torch
 
-        count, width = self.shape
         step = max(1, min(count, BLOCK // max(1, width)))
         made = torch.empty(step, width, dtype=dtype)
         for start in range(0, count, step):
@@ -44,17 +52,29 @@ class Rows:
             block = made[: stop - start].copy_(as_tensor(self.source, self.source.rows(start, stop)))
             yield start, block.to(self.device)
 
+    def _arrays(self, dtype: Any) -> Iterator[tuple[int, Any]]:
+        import numpy as np
+
+        count, width = self.shape
+        step = max(1, min(count, NUMPY_BLOCK // max(1, width)))
+        stored, made = np.empty((step, width), stored_dtype(self.source.dtype)), np.empty((step, width), dtype)
+        for start in range(0, count, step):
+            size = min(step, count - start)
+            self.source.fill(stored[:size], start * width)
+            made[:size] = decoded(self.source.dtype, stored[:size])
+            yield start, made[:size]
+
     def at(self, indices: Any, dtype: Any) -> Any:
         """The rows that integers of any shape choose, along a new last axis."""
-        import torch
+        import numpy as np
 
-        wanted, place = torch.unique(indices.cpu(), return_inverse=True)
-        if wanted.numel() and not 0 <= int(wanted[0]) <= int(wanted[-1]) < self.shape[0]:
+        chosen = indices if in_numpy(dtype) else indices.cpu().numpy()
+        wanted, place = np.unique(chosen, return_inverse=True)
+        if len(wanted) and not 0 <= int(wanted[0]) <= int(wanted[-1]) < self.shape[0]:
             raise IndexError(f"a table has {self.shape[0]} rows, and another one is asked for")
-        table = torch.empty(len(wanted), self.shape[1], dtype=dtype)
-        for number, row in enumerate(wanted.tolist()):
-            table[number] = as_tensor(self.source, self.source.rows(row, row + 1))[0]
-        return table[place].to(self.device)
+        rows = [self.source.rows(row, row + 1) for row in wanted.tolist()]
+        table = numbers(self.source, np.dtype(np.float64), np.concatenate(rows or [self.source.rows(0, 0)]))
+        return given(table[place.reshape(chosen.shape)], dtype, self.device)
 
 
 def as_tensor(source: Source, stored: Any) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from netgrow_cli.topology.graph import Node
+from netgrow_cli.topology.library import NeedsTorch, in_numpy
 from netgrow_cli.topology.ops import OPS, Call
 from netgrow_cli.topology.rows import Rows
 from netgrow_cli.topology.solve import Topology
@@ -49,13 +50,16 @@ def run(
 def operate(
     topology: Topology, node: Node, operands: Sequence[Any], read: Read, dtype: Any, by_rows: ByRows | None = None
 ) -> tuple[Any, ...]:
-    """The results of one operation."""
+    """The results of one operation. Raises NeedsTorch where the dtype is numpy's, and it cannot be run so."""
     op = OPS[node.op]
-    rows = by_rows(node.params["weight"]) if by_rows is not None and op.by_rows is not None else None
-    if rows is None or op.by_rows is None:
-        result = op.run(call_of(topology, node, operands, read, dtype))
+    run, run_rows = (op.numpy, op.numpy_by_rows) if in_numpy(dtype) else (op.run, op.by_rows)
+    if run is None:
+        raise NeedsTorch(node.op)
+    rows = by_rows(node.params["weight"]) if by_rows is not None and run_rows is not None else None
+    if rows is None or run_rows is None:
+        result = run(call_of(topology, node, operands, read, dtype))
     else:
-        result = op.by_rows(call_of(topology, node, operands, read, dtype, without="weight"), rows)
+        result = run_rows(call_of(topology, node, operands, read, dtype, without="weight"), rows)
     return result if isinstance(result, tuple) else (result,)
 
 
@@ -63,12 +67,10 @@ def call_of(
     topology: Topology, node: Node, operands: Sequence[Any], read: Read, dtype: Any, without: str | None = None
 ) -> Call:
     """One operation of the network, with all that it needs to run; without: but for this parameter."""
-    import torch
-
     params = {role: _as(read(name), dtype) for role, name in node.params.items() if role != without}
     unit_axis = topology.value(node.inputs[0]).unit_axis if node.inputs else 0
     outputs = topology.values[node.name]
-    return Call(torch, node, operands, params, outputs, unit_axis, OPS[node.op].all_attrs(node), dtype)
+    return Call(_torch(dtype), node, operands, params, outputs, unit_axis, OPS[node.op].all_attrs(node), dtype)
 
 
 def _readers(topology: Topology) -> collections.Counter[str]:
@@ -80,5 +82,15 @@ def _readers(topology: Topology) -> collections.Counter[str]:
     return left
 
 
+def _torch(dtype: Any) -> Any:
+    if in_numpy(dtype):
+        return None
+    import torch
+
+    return torch
+
+
 def _as(tensor: Any, dtype: Any) -> Any:
+    if in_numpy(dtype):  # (read in it)
+        return tensor
     return tensor.to(dtype) if tensor.is_floating_point() else tensor

@@ -51,7 +51,7 @@ def test_scores_of_a_recording(tmp_path: Path, every: int) -> None:
             by: scored(job, by, widths, tmp_path / "units.safetensors")
             for by in ("gradient", "activation", "active", "dormant", "taylor", "file")
         }
-    assert found["gradient"].evidence == f"gradient recorded over {len(steps)} training steps (units.safetensors)"
+    assert found["gradient"].evidence.text() == f"recorded over {len(steps)} training steps (units.safetensors)"
     for width, name in zip(widths, ("conv", "fc", "side"), strict=True):
         gradient = [torch.cat([s[f"g {name}.weight"].flatten(1), s[f"g {name}.bias"][:, None]], 1) for s in steps]
         _same(found["gradient"].values[width], torch.stack(gradient).abs().mean((0, 2)))

@@ -44,7 +44,7 @@ def test_activations_are_what_the_module_computes(tmp_path: Path, data: torch.Te
             "dormant": lambda rows: rows.abs().mean(1) / rows.abs().mean(),
         }.items():
             found = scored(job, by, [widths[name] for name in seen])
-            assert found.evidence == "the 40 rows of data.npy" and not found.random
+            assert found.evidence.text() == "on the 40 rows of data.npy" and not found.evidence.random
             for name, rows in seen.items():
                 np.testing.assert_allclose(found.values[widths[name]], expected(rows).detach(), rtol=1e-12)
 
@@ -96,7 +96,7 @@ def test_gradients_from_the_optimizers_state(tmp_path: Path, optimizer: str) -> 
     state = {"model": model.state_dict(), "optimizer": made.state_dict()}
     with job_of(tmp_path, state, MIXED) as job:
         found = scored(job, "gradient", [ids(job)[name] for name in ("conv", "fc", "side")])
-        assert optimizer.lower().rstrip("w") in found.evidence
+        assert optimizer.lower().rstrip("w") in str(found.evidence.origin)
         values = {name: found.values[ids(job)[name]] for name in ("conv", "fc", "side")}
     for name in ("conv", "fc", "side"):
         layer = getattr(model, name)
@@ -139,7 +139,7 @@ def test_scores_stand_on_random_probes_only_where_they_do(tmp_path: Path) -> Non
         for by in SOURCES:
             if by != "gradient":
                 found = scored(job, by, [ids(job)["fc"]])
-                assert found.random == (by in ("activation", "active", "dormant", "taylor"))
-                assert ("random" in found.evidence) == found.random
+                assert found.evidence.random == (by in ("activation", "active", "dormant", "taylor"))
+                assert ("random" in found.evidence.text()) == found.evidence.random
         with pytest.raises(UsageError, match=r"no such score; there are weight, .*file"):
             scored(job, "size", [ids(job)["fc"]])

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from .driver import SAMPLES, SPECS, environment
 
@@ -80,28 +82,74 @@ def test_aside(name: str) -> None:
     assert done.returncode == 0 and done.stdout == "nothing left\n", done.stderr
 
 
+# The command line with every network as if it were large. It is said which process compared, and whether it has torch,
+# and at the end whether the first one has.
+LARGE = """
+import os, sys
+from netgrow_cli.jobs import aside, proving, written
+from netgrow_cli.cli import main
+proving.WHOLE_BYTES = 0
+if sys.argv.pop(1) == 'here': aside.can_go_aside = lambda: False
+first, compared = os.getpid(), written.Written.compared
+def tell(what): print('torch', what, 'torch' in sys.modules, file=sys.stderr, flush=True)
+def telling(self):
+    found = compared(self)
+    tell('here' if os.getpid() == first else 'aside')
+    return found
+written.Written.compared = telling
+try:
+    main()
+finally:
+    if os.getpid() == first: tell('at the end')
+"""
+
+
+MLP = """
+netgrow: 1
+inputs: {x: [batch, 5]}
+layers:
+  up: {op: linear, from: x}
+  act: {op: gelu, from: up}
+  down: {op: linear, from: act}
+  norm: {op: rms_norm, from: down}
+outputs: [norm]
+"""
+
+
+def expanded(where: str, folder: Path, checkpoint: Path, spec: Path, layer: str) -> tuple[bytes, str, list[str]]:
+    """The bytes that come out, what is said of the comparison, and who has torch at the end."""
+    output = folder / f"{where}.safetensors"
+    arguments = ["expand", checkpoint, "--spec", spec, "--layer", layer, "--add", "3", "--json", "-o", output]
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE, where, *map(str, arguments)],
+        env=environment(PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("torch ")]
+    return output.read_bytes(), done.stdout.split('"equivalence": ')[1].split("}")[0], said
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only there")
 def test_a_proof_aside_is_the_same(tmp_path: Path) -> None:
-    """The command line with every network as if it were large, with and without a process of its own."""
-    code = (
-        "import json, sys\nfrom netgrow_cli.jobs import aside, proving\nfrom netgrow_cli.cli import main\n"
-        "proving.WHOLE_BYTES = 0\n"
-        "if sys.argv.pop(1) == 'here': aside.can_go_aside = lambda: False\n"
-        "try:\n    main()\nfinally:\n    print('torch' in sys.modules, file=sys.stderr)\n"
-    )
-    made = {}
-    for where in ("here", "aside"):
-        arguments = ["expand", SAMPLES / "digits_conv.safetensors", "--spec", SPECS / "digits_conv.yaml"]
-        arguments += ["--layer", "down", "--add", "3", "--json", "-o", tmp_path / f"{where}.safetensors"]
-        made[where] = subprocess.run(
-            [sys.executable, "-c", code, where, *map(str, arguments)],
-            env=environment(PYTHONPATH=str(ROOT)),
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=300,
-        )
-    assert made["here"].stderr.splitlines()[-1] == "True" and made["aside"].stderr.splitlines()[-1] == "False"
-    assert (tmp_path / "here.safetensors").read_bytes() == (tmp_path / "aside.safetensors").read_bytes()
-    here, apart = (result.stdout.split('"equivalence": ')[1].split("}")[0] for result in made.values())
-    assert here == apart and '"mode": "pieces"' in here
+    """With and without a process of its own; convolutions take torch, which only one process then has."""
+    of = SAMPLES / "digits_conv.safetensors", SPECS / "digits_conv.yaml", "down"
+    *here, had = expanded("here", tmp_path, *of)
+    *apart, have = expanded("aside", tmp_path, *of)
+    assert here == apart and '"mode": "pieces"' in here[1]
+    assert had == ["torch here True", "torch at the end True"]
+    assert have == ["torch aside True", "torch at the end False"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there")
+def test_pieces_that_numpy_knows_need_no_torch(tmp_path: Path) -> None:
+    random, spec = np.random.default_rng(0), tmp_path / "mlp.yaml"
+    shapes = {"up.weight": (7, 5), "up.bias": (7,), "down.weight": (4, 7), "norm.weight": (4,)}
+    checkpoint = tmp_path / "mlp.safetensors"
+    save_file({name: random.standard_normal(shape) for name, shape in shapes.items()}, checkpoint)
+    spec.write_text(MLP)
+    *_, said, have = expanded("aside", tmp_path, checkpoint, spec, "up")
+    assert '"mode": "pieces"' in said and '"equal": true' in said
+    assert have == ["torch aside False", "torch at the end False"]

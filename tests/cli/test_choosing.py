@@ -30,7 +30,7 @@ def test_every_score_is_shown_with_its_evidence(run: Run) -> None:
         result = run("scores", MLP, *HOW, "--by", by, "--json", "--layer", "fc1")
         told = json.loads(result.out)
         assert told["by"] == by and len(told["widths"][0]["scores"]) == 64
-        assert ("300 random probes" in told["evidence"]) == ("warning: units may do otherwise" in result.err)
+        assert (told["evidence"]["rows"] == 300) == ("warning: units may do otherwise" in result.err)
 
 
 def test_scores_printed_as_csv_or_json_choose_the_same_units(run: Run, tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_scores_by_width_or_by_layer(run: Run, tmp_path: Path, ending: str) -> N
     split = ("split", MLP, *HOW, "--layer", "fc1", "--above", "60", "--scores", path, "--json", "--dry-run")
     told = json.loads(run(*split).out)
     assert [sorted(map(int, width["copied"])) for width in told["widths"]] == [[61, 62, 63]]
-    assert told["notes"] == [f"3 of 64 units chosen by file, on the scores in s.{ending}"]
+    assert told["notes"] == [f"3 of 64 units chosen by file, as stated in s.{ending}"]
 
 
 def test_globally_ranks_all_layers_together(run: Run, tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ from netgrow_cli.proof import foldback
 from netgrow_cli.proof.foldback import tensor_folds
 from netgrow_cli.surgery import blocks as blocks_module
 from netgrow_cli.surgery import edit as edit_module
-from netgrow_cli.surgery import stream as stream_module
 from netgrow_cli.surgery.blocks import blocks, divisible
 from netgrow_cli.surgery.change import WidthChange, expand, merge, prune, split
 from netgrow_cli.surgery.edit import Draws, edited
@@ -39,7 +38,7 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 @pytest.fixture(params=[1, 1 << 10], ids=["short runs", "long runs"])
 def small_blocks(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    monkeypatch.setattr(stream_module, "_LONG", request.param)
+    monkeypatch.setattr(blocks_module, "_LONG", request.param)
     for module in (edit_module, blocks_module, foldback):
         monkeypatch.setattr(module, "ELEMENTS", 12)
     monkeypatch.setattr(edit_module.row_blocks, "__defaults__", (12,))

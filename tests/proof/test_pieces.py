@@ -10,16 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from netgrow_cli.checkpoint.source import ArraySource
 from netgrow_cli.errors import Refused, SpecError
+from netgrow_cli.proof import run_pieces
 from netgrow_cli.proof.drawable import Drawable
-from netgrow_cli.proof.pieces import CannotTell, cut
+from netgrow_cli.proof.equivalence import Equivalence
+from netgrow_cli.proof.pieces import CannotTell, Edited, cut
 from netgrow_cli.surgery.change import WidthChange, expand, split
 from netgrow_cli.surgery.select import keeping_ties
-from netgrow_cli.topology import rows
+from netgrow_cli.topology import library, rows
 from netgrow_cli.topology.graph import Ref
 from netgrow_cli.topology.ops import OPS
 from netgrow_cli.topology.solve import Topology
@@ -79,6 +82,71 @@ def test_what_differs_between_layers_belongs_to_a_piece_that_grew(tmp_path: Path
     free = width(tmp_path, text, module, 3)
     report = edit(tmp_path, text, module, "expand", width=free, add=2, proof="pieces").report
     assert report.equivalence is not None and report.equivalence.mode == "pieces" and report.equivalence.equal
+
+
+# -- in numpy -----------------------------------------------------------------------------------------------
+
+
+def in_torch(changed: Changed, edited: Edited | None = None) -> Equivalence:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_pieces, "knows_all", lambda found: False)
+        return changed.pieces(3, edited)
+
+
+@pytest.mark.parametrize("how", ["expanded", "copied"])
+@pytest.mark.parametrize("large", [1, 1 << 21])
+def test_changed_units_alone_are_the_same_in_numpy_and_torch(
+    how: str, large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "LARGE", large)
+    one = expanding if how == "expanded" else splitting
+    changed = change(blocks(3), lambda topology: [item for n in range(3) for item in one(topology, f"gate{n}")])
+    for both in (changed, changed.corrupted("down2.weight", 7)):
+        here, there = both.pieces(3, changed.confirmed), in_torch(both, changed.confirmed)
+        assert here.by_units == there.by_units == (2 if both is changed else 1)
+        assert here.equal == there.equal == (both is changed)
+        assert here.max_rel == pytest.approx(there.max_rel, rel=1e-9, abs=1e-12)
+
+
+def test_operations_take_one_thread_each() -> None:
+    getting, setting = library.blas_threads()
+    before = getting()
+    try:
+        setting(2)
+        known = getting() == 2  # (whether numpy's library is one that can be told)
+        with library.one_thread(np.dtype(np.float64)):
+            assert getting() == 1
+        assert getting() == (2 if known else 1)
+    finally:
+        setting(before)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_numpy_and_torch_find_the_same_differences(name: str) -> None:
+    rng, compared = random.Random(1), 0
+    for changed in changes_of(name)[:3]:
+        edits = [tensor for tensor in changed.plan.edits if changed.tensors[tensor].is_floating_point()]
+        wrong = [changed.corrupted(tensor, rng.randrange(changed.tensors[tensor].numel())) for tensor in edits[:2]]
+        for one in (changed, *wrong):
+            here, there = one.pieces(3), in_torch(one)
+            assert here.max_rel == pytest.approx(there.max_rel, rel=1e-9, abs=1e-12)
+            assert (here.equal, here.pieces, here.where) == (there.equal, there.pieces, there.where)
+            compared += 1
+    assert compared or not changes_of(name)
+
+
+@pytest.mark.parametrize("op", ["silu", "rms_norm"])
+def test_what_numpy_does_not_know_is_run_in_torch(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it is in the piece from the start, or met only when the piece grows."""
+    used: list[str] = []
+    monkeypatch.setattr(run_pieces, "torch_dtype", lambda name: used.append(name) or torch.float64)
+    wrong = change(blocks(3), one_block).corrupted("down1.weight", 6)
+    here = wrong.pieces()
+    assert not here.equal and not used
+    monkeypatch.setitem(OPS, op, dataclasses.replace(OPS[op], numpy=None))
+    there = wrong.pieces()
+    assert used == ["float64"] and there.where == here.where
+    assert there.max_rel == pytest.approx(here.max_rel, rel=1e-9)
 
 
 # -- refused ------------------------------------------------------------------------------------------------

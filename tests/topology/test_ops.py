@@ -7,13 +7,19 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from netgrow_cli.checkpoint.source import tensor_source
 from netgrow_cli.errors import SpecError
+from netgrow_cli.topology.graph import Ref
+from netgrow_cli.topology.library import numbers
 from netgrow_cli.topology.ops import ALIASES, ATTR_ALIASES, OPS, canonical
+from netgrow_cli.topology.rows import Rows
 from netgrow_cli.topology.rule import Role
+from netgrow_cli.topology.run import operate
 
 from .networks import Network, layer, network, values_of
 
@@ -669,6 +675,36 @@ def test_operation_equals_torch(item: Case) -> None:
     assert len(out) == len(wanted)
     for one, other in zip(out, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("item", [item for item in CASES if OPS[canonical(item.op)].numpy], ids=str)
+def test_numpy_computes_what_torch_does(item: Case) -> None:
+    """Each operation that is declared for both, on numbers of several sizes, with its weight as a whole and by rows."""
+    net, real = built(item), np.dtype(np.float64)
+    sources = {name: tensor_source(tensor) for name, tensor in net.tensors.items()}
+    for size in (1.0,) if item.positive else (1.0, 0.01, 40.0):
+        values = {Ref(name): x * size if x.is_floating_point() else x for name, x in net.inputs.items()}
+        for node in net.topology.graph.nodes:
+            operands = [values[ref] for ref in node.inputs]
+            wanted = operate(net.topology, node, operands, net.tensors.__getitem__, torch.float64)
+            values.update({Ref(node.name, place): made for place, made in enumerate(wanted)})
+            given = [operand.numpy() for operand in operands]
+            by_rows = [None] if OPS[node.op].numpy_by_rows is None else [None, lambda name: Rows(sources[name])]
+            for rows in by_rows:
+                with np.errstate(all="ignore"):
+                    found = operate(net.topology, node, given, lambda name: numbers(sources[name], real), real, rows)
+                assert len(found) == len(wanted)
+                for one, other in zip(found, wanted, strict=True):
+                    same(torch.from_numpy(np.array(one)), other)
+
+
+def same(one: torch.Tensor, other: torch.Tensor) -> None:
+    assert one.shape == other.shape and one.dtype == other.dtype
+    if one.is_floating_point():  # (sums cancel: what counts is their size, as in a proof)
+        scale = max(1.0, float(other.abs().nan_to_num(posinf=0.0).max())) if other.numel() else 1.0
+        torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-13 * scale, equal_nan=True)
+    else:
+        assert torch.equal(one, other)
 
 
 ELSEWHERE = {"lstm", "gru", "rnn"}  # test_recurrent.py

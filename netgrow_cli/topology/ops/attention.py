@@ -155,6 +155,27 @@ def _attention(call: Call) -> Any:
     return scores.masked_fill(~_seen(call, scores), -call.torch.inf).softmax(-1) @ value
 
 
+def _attention_in_numpy(call: Call) -> Any:
+    np, (query, key, value) = call.np, call.inputs[:3]
+    shared = query.shape[-3] // key.shape[-3]
+    if shared > 1:
+        key, value = np.repeat(key, shared, -3), np.repeat(value, shared, -3)
+    scale = query.shape[-1] ** -0.5 if call.attrs["scale"] is None else call.attrs["scale"]
+    scores, cap = query @ key.swapaxes(-2, -1) * scale, call.attrs["softcap"]
+    if cap is not None:
+        scores = np.tanh(scores / cap) * cap
+    if len(call.inputs) > 3:
+        mask = call.inputs[3]
+        scores = np.where(mask, scores, -np.inf) if mask.dtype == bool else scores + mask
+    back = np.arange(scores.shape[-2])[:, None] - np.arange(scores.shape[-1])
+    if call.attrs["is_causal"]:
+        scores = np.where(back >= 0, scores, -np.inf)
+    if call.attrs["window"] is not None:
+        scores = np.where(back < call.attrs["window"], scores, -np.inf)
+    powers = np.exp(scores - scores.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True) @ value
+
+
 def _seen(call: Call, scores: Any) -> Any:
     """Which positions each one sees, by `is_causal` and `window`."""
     queries, keys = (call.torch.arange(size, device=scores.device) for size in scores.shape[-2:])
@@ -169,6 +190,14 @@ def _einsum(call: Call) -> Any:
 
 def _matmul(call: Call) -> Any:
     return _scaled(call, call.torch.matmul(*_alike(call.inputs)))
+
+
+def _einsum_in_numpy(call: Call) -> Any:
+    return _scaled(call, call.np.einsum(call.attrs["equation"], *call.inputs))
+
+
+def _matmul_in_numpy(call: Call) -> Any:
+    return _scaled(call, call.inputs[0] @ call.inputs[1])
 
 
 def _scaled(call: Call, result: Any) -> Any:
@@ -195,6 +224,7 @@ OPS = (
         name="matmul",
         rule=_matmul_rule,
         run=_matmul,
+        numpy=_matmul_in_numpy,
         attrs=_SCALED,
         inputs=(2, 2),
         multiples=product_multiples,
@@ -204,6 +234,7 @@ OPS = (
         name="einsum",
         rule=_einsum_rule,
         run=_einsum,
+        numpy=_einsum_in_numpy,
         attrs={"equation": Attr(REQUIRED, TEXT), **_SCALED},
         inputs=(1, None),
         multiples=product_multiples,
@@ -213,6 +244,7 @@ OPS = (
         name="attention",
         rule=_attention_rule,
         run=_attention,
+        numpy=_attention_in_numpy,
         attrs={
             "is_causal": Attr(False, BOOL),
             "scale": Attr(None, NUMBER),

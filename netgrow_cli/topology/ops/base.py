@@ -78,6 +78,7 @@ class Attr:
 class Call:
     """One run of an operation on real tensors.
 
+    torch: None where numpy computes; operands and parameters are arrays then.
     outputs: the solved layouts of the results, for operations whose result's shape follows from them.
     unit_axis: the axis of the first operand that holds the units. dtype: what floating numbers are computed in.
     """
@@ -96,6 +97,13 @@ class Call:
         """`torch.nn.functional`."""
         return self.torch.nn.functional
 
+    @property
+    def np(self) -> Any:
+        """numpy, which is imported where something is computed only."""
+        import numpy
+
+        return numpy
+
     def shape(self, output: int = 0) -> tuple[int, ...]:
         """The shape that an output must have."""
         return self.outputs[output].shape
@@ -112,6 +120,7 @@ class Op:
     inside: for an operation that reads what it makes itself (recurrent layers), what that is, by those parameters
         that are `inside`, the units on its last axis. It is no linear function of what it reads, but keeps zeros.
     by_rows: as `run`, with a large weight of two axes a few rows at a time; the call is without it.
+    numpy, numpy_by_rows: the same with numpy, for what proofs in pieces meet most often; None where it takes torch.
     """
 
     name: str
@@ -127,6 +136,8 @@ class Op:
     main_output: bool = False
     inside: Callable[[Call], Mapping[str, Any]] | None = None
     by_rows: Callable[[Call, Rows], Any] | None = None
+    numpy: Callable[[Call], Any] | None = None
+    numpy_by_rows: Callable[[Call, Rows], Any] | None = None
     doc: str = ""
 
     def param(self, name: str) -> Param | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from netgrow_cli.topology.graph import Node
@@ -56,6 +58,72 @@ _UNARY: tuple[tuple[str, Fresh, Multiples], ...] = (
     ("cosh", "none", "none"),
     ("erfc", "none", "none"),
 )
+
+
+# What numpy calls otherwise, or has not at all, of (numpy, operand, settings).
+_Numpy = Callable[[Any, Any, Mapping[str, Any]], Any]
+_SELU = 1.0507009873554805, 1.6732632423543772
+_IN_NUMPY: dict[str, _Numpy] = {
+    "relu": lambda np, x, _: np.maximum(x, 0.0),
+    "relu6": lambda np, x, _: np.clip(x, 0.0, 6.0),
+    "selu": lambda np, x, _: _SELU[0] * np.where(x > 0, x, _SELU[1] * np.expm1(np.minimum(x, 0.0))),
+    "silu": lambda np, x, _: x * _sigmoid(np, x),
+    "mish": lambda np, x, _: x * np.tanh(np.logaddexp(x, 0.0)),
+    "hardswish": lambda np, x, _: x * np.clip(x + 3.0, 0.0, 6.0) / 6.0,
+    "softsign": lambda np, x, _: x / (1.0 + np.abs(x)),
+    "tanhshrink": lambda np, x, _: x - np.tanh(x),
+    "sigmoid": lambda np, x, _: _sigmoid(np, x),
+    "hardsigmoid": lambda np, x, _: np.clip(x + 3.0, 0.0, 6.0) / 6.0,
+    "logsigmoid": lambda np, x, _: -np.logaddexp(-x, 0.0),
+    "neg": lambda np, x, _: np.negative(x),
+    "asin": lambda np, x, _: np.arcsin(x),
+    "atan": lambda np, x, _: np.arctan(x),
+    "asinh": lambda np, x, _: np.arcsinh(x),
+    "erf": lambda np, x, _: _each(np, math.erf, x),
+    "erfc": lambda np, x, _: _each(np, math.erfc, x),
+    "rsqrt": lambda np, x, _: 1.0 / np.sqrt(x),
+    "gelu": lambda np, x, a: _gelu(np, x, a["approximate"]),
+    "leaky_relu": lambda np, x, a: np.where(x > 0, x, x * a["negative_slope"]),
+    "hardtanh": lambda np, x, a: np.clip(x, a["min_val"], a["max_val"]),
+    "hardshrink": lambda np, x, a: np.where(np.abs(x) <= a["lambd"], 0.0 * x, x),
+    "softshrink": lambda np, x, a: x - np.clip(x, -a["lambd"], a["lambd"]),
+    "elu": lambda np, x, a: np.where(x > 0, x, a["alpha"] * np.expm1(np.minimum(x, 0.0))),
+    "celu": lambda np, x, a: np.where(x > 0, x, a["alpha"] * np.expm1(np.minimum(x, 0.0) / a["alpha"])),
+    "softplus": lambda np, x, a: _softplus(np, x, a["beta"], a["threshold"]),
+    "threshold": lambda np, x, a: np.where(x <= a["threshold"], a["value"], x),
+    "rrelu": lambda np, x, a: np.where(x >= 0, x, x * ((a["lower"] + a["upper"]) / 2)),
+    "clamp": lambda np, x, a: np.clip(x, a["min"], a["max"]),
+    "pow": lambda np, x, a: np.power(x, a["by"]),
+    "per_unit": lambda np, x, _: x * _sigmoid(np, 1.7 * x) + 0.25 * np.cos(x),
+}
+
+
+def _sigmoid(np: Any, x: Any) -> Any:
+    return 1.0 / (1.0 + np.exp(-x))
+
+
+def _each(np: Any, function: Callable[[float], float], x: Any) -> Any:
+    return np.asarray(np.frompyfunc(function, 1, 1)(x)).astype(x.dtype)
+
+
+def _gelu(np: Any, x: Any, approximate: str) -> Any:
+    if approximate == "tanh":
+        return 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x)))
+    return 0.5 * x * (1.0 + _each(np, math.erf, x * math.sqrt(0.5)))
+
+
+def _softplus(np: Any, x: Any, beta: float, threshold: float) -> Any:
+    return np.where(x * beta > threshold, x, np.logaddexp(x * beta, 0.0) / beta)
+
+
+def _in_numpy(name: str) -> Callable[[Call], Any]:
+    def run(call: Call) -> Any:
+        return _IN_NUMPY[name](call.np, call.inputs[0], call.attrs)
+
+    def by_name(call: Call) -> Any:
+        return getattr(call.np, name)(call.inputs[0])
+
+    return run if name in _IN_NUMPY else by_name
 
 
 def _same(context: Context) -> tuple[Value, ...]:
@@ -139,6 +207,14 @@ def _arithmetic(name: str) -> Callable[[Call], Any]:
     return run
 
 
+def _arithmetic_in_numpy(name: str) -> Callable[[Call], Any]:
+    def run(call: Call) -> Any:
+        by = call.attrs["by"]
+        return functools.reduce(getattr(call.np, name), call.inputs if by is None else (*call.inputs, by))
+
+    return run
+
+
 def _prelu_rule(context: Context) -> tuple[Value, ...]:
     weight = context.params["weight"]
     if len(weight) == 1 and weight[0].size == 1:
@@ -150,6 +226,13 @@ def _prelu_rule(context: Context) -> tuple[Value, ...]:
 
 def _prelu(call: Call) -> Any:
     return call.functional.prelu(call.inputs[0], call.params["weight"])
+
+
+def _prelu_in_numpy(call: Call) -> Any:
+    x, slope = call.inputs[0], call.params["weight"]
+    if x.ndim > 1:
+        slope = slope.reshape(-1, *[1] * (x.ndim - 2))
+    return call.np.where(x > 0, x, x * slope)
 
 
 def _scale_rule(context: Context) -> tuple[Value, ...]:
@@ -172,6 +255,16 @@ def _root_scale_rule(context: Context) -> tuple[Value, ...]:
     return (source,)
 
 
+def _scale(call: Call) -> Any:
+    shape = [1] * call.inputs[0].ndim
+    shape[call.outputs[0].unit_axis] = -1
+    return call.inputs[0] * call.params["weight"].reshape(shape)
+
+
+def _root_scale(call: Call) -> Any:
+    return call.inputs[0] * call.inputs[0].shape[call.unit_axis] ** 0.5
+
+
 def _op(
     name: str,
     run: Callable[[Call], Any],
@@ -180,7 +273,8 @@ def _op(
     attrs: dict[str, Attr] | None = None,
     multiples: Multiples = "none",
 ) -> Op:
-    return Op(name=name, rule=_same, run=run, fresh=fresh, attrs=attrs or {}, multiples=multiples, doc=doc)
+    numpy = run if run is _identity else _in_numpy(name)
+    return Op(name=name, rule=_same, run=run, fresh=fresh, attrs=attrs or {}, multiples=multiples, numpy=numpy, doc=doc)
 
 
 def _number(default: float) -> Attr:
@@ -284,13 +378,13 @@ def _extreme_multiples(node: Node, held: Sequence[bool]) -> Multiples:
     return "positive" if all(held) and not node.attrs.get("by") else "none"
 
 
-_ARITHMETIC: tuple[tuple[str, Fresh, MultiplesOf, str], ...] = (
-    ("add", "mean", _sum_multiples, "The sum that couples layers."),
-    ("sub", "mean", _sum_multiples, "A difference."),
-    ("mul", "product", product_multiples, "A product unit by unit: gates."),
-    ("div", "none", _quotient_multiples, "A quotient unit by unit."),
-    ("maximum", "zero", _extreme_multiples, "The larger, unit by unit."),
-    ("minimum", "zero", _extreme_multiples, "The smaller, unit by unit."),
+_ARITHMETIC: tuple[tuple[str, str, Fresh, MultiplesOf, str], ...] = (
+    ("add", "add", "mean", _sum_multiples, "The sum that couples layers."),
+    ("sub", "subtract", "mean", _sum_multiples, "A difference."),
+    ("mul", "multiply", "product", product_multiples, "A product unit by unit: gates."),
+    ("div", "divide", "none", _quotient_multiples, "A quotient unit by unit."),
+    ("maximum", "maximum", "zero", _extreme_multiples, "The larger, unit by unit."),
+    ("minimum", "minimum", "zero", _extreme_multiples, "The smaller, unit by unit."),
 )
 
 OPS = (
@@ -301,18 +395,20 @@ OPS = (
             name=name,
             rule=_arithmetic_rule,
             run=_arithmetic(name),
+            numpy=_arithmetic_in_numpy(in_numpy),
             attrs={"by": Attr(None, NUMBER)},
             inputs=(1, None),
             fresh=fresh,
             multiples=multiples,
             doc=doc,
         )
-        for name, fresh, multiples, doc in _ARITHMETIC
+        for name, in_numpy, fresh, multiples, doc in _ARITHMETIC
     ),
     Op(
         name="prelu",
         rule=_prelu_rule,
         run=_prelu,
+        numpy=_prelu_in_numpy,
         params=(Param("weight", "quarter"),),
         fresh="zero",
         multiples="positive",
@@ -321,7 +417,8 @@ OPS = (
     Op(
         name="scale",
         rule=_scale_rule,
-        run=lambda call: call.inputs[0] * _along(call, call.params["weight"]),
+        run=_scale,
+        numpy=_scale,
         params=(Param("weight", "one"),),
         fresh="zero",
         multiples="any",
@@ -330,15 +427,10 @@ OPS = (
     Op(
         name="root_scale",
         rule=_root_scale_rule,
-        run=lambda call: call.inputs[0] * call.inputs[0].shape[call.unit_axis] ** 0.5,
+        run=_root_scale,
+        numpy=_root_scale,
         fresh="mean",
         multiples="any",
         doc="Times the root of the number of units, as Gemma scales its embeddings; over a width that is an effect.",
     ),
 )
-
-
-def _along(call: Call, vector: Any) -> Any:
-    shape = [1] * call.inputs[0].dim()
-    shape[call.outputs[0].unit_axis] = -1
-    return vector.reshape(shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from netgrow_cli.topology.ops.base import Call, Op, Param
@@ -16,30 +17,50 @@ def _linear(call: Call) -> Any:
 def _linear_by_rows(call: Call, weight: Rows) -> Any:
     """Each row of the weight makes one unit."""
     x = call.inputs[0]
-    read = x.reshape(-1, x.shape[-1]).t().contiguous()
+    read = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).t().contiguous()
     made = x.new_empty(weight.shape[0], read.shape[1])
     for start, block in weight.blocks(call.dtype):
         call.torch.mm(block, read, out=made[start : start + len(block)])
-    out = made.t().reshape(*x.shape[:-1], -1)
-    return out + call.params["bias"] if "bias" in call.params else out
+    return _plus_bias(call, made.t().reshape(*x.shape[:-1], weight.shape[0]))
+
+
+def _linear_in_numpy(call: Call) -> Any:
+    return _plus_bias(call, call.inputs[0] @ call.params["weight"].T)
+
+
+def _linear_by_rows_in_numpy(call: Call, weight: Rows) -> Any:
+    x = call.inputs[0]
+    read = call.np.ascontiguousarray(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).T)
+    made = call.np.empty((weight.shape[0], read.shape[1]), x.dtype)
+    for start, block in weight.blocks(call.dtype):
+        call.np.matmul(block, read, out=made[start : start + len(block)])
+    return _plus_bias(call, made.T.reshape(*x.shape[:-1], weight.shape[0]))
+
+
+def _plus_bias(call: Call, product: Any) -> Any:
+    return product + call.params["bias"] if "bias" in call.params else product
 
 
 def _linear_io(call: Call) -> Any:
-    product = call.torch.matmul(call.inputs[0], call.params["weight"])
-    return product if "bias" not in call.params else product + call.params["bias"]
+    return _plus_bias(call, call.inputs[0] @ call.params["weight"])
 
 
 def _linear_io_by_rows(call: Call, weight: Rows) -> Any:
     """Each row of the weight is what one unit adds."""
     x = call.inputs[0]
-    out = x.new_zeros(*x.shape[:-1], weight.shape[1])
+    shape = (*x.shape[:-1], weight.shape[1])
+    out = x.new_zeros(shape) if call.torch is not None else call.np.zeros(shape, x.dtype)
     for start, block in weight.blocks(call.dtype):
-        out += call.torch.matmul(x[..., start : start + len(block)], block)
-    return out + call.params["bias"] if "bias" in call.params else out
+        out += x[..., start : start + len(block)] @ block
+    return _plus_bias(call, out)
 
 
 def _embedding(call: Call) -> Any:
     return call.functional.embedding(call.inputs[0], call.params["weight"])
+
+
+def _embedding_in_numpy(call: Call) -> Any:
+    return call.params["weight"][call.inputs[0]]
 
 
 def _embedding_by_rows(call: Call, weight: Rows) -> Any:
@@ -52,6 +73,8 @@ OPS = (
         rule=notation("... i, o i, o? -> ... o", ("weight", "bias")),
         run=_linear,
         by_rows=_linear_by_rows,
+        numpy=_linear_in_numpy,
+        numpy_by_rows=_linear_by_rows_in_numpy,
         params=(Param("weight"), Param("bias", "zero", optional=True)),
         consumes_axis=-1,
         multiples="any",
@@ -62,6 +85,8 @@ OPS = (
         rule=notation("... i, i o, o? -> ... o", ("weight", "bias")),
         run=_linear_io,
         by_rows=_linear_io_by_rows,
+        numpy=_linear_io,
+        numpy_by_rows=_linear_io_by_rows,
         params=(Param("weight"), Param("bias", "zero", optional=True)),
         consumes_axis=-1,
         multiples="any",
@@ -72,6 +97,8 @@ OPS = (
         rule=notation("..., v e -> ... e", ("weight",), data="rows of a table, chosen by the input"),
         run=_embedding,
         by_rows=_embedding_by_rows,
+        numpy=_embedding_in_numpy,
+        numpy_by_rows=_embedding_by_rows,
         params=(Param("weight"),),
         multiples="any",
         doc="Rows of a table, chosen by integers.",

@@ -27,6 +27,13 @@ def _batch_norm(call: Call) -> Any:
     )
 
 
+def _batch_norm_in_numpy(call: Call) -> Any:
+    x, shape = call.inputs[0], (-1, *[1] * (call.inputs[0].ndim - 2))
+    p = {role: values.reshape(shape) for role, values in call.params.items()}
+    out = (x - p["running_mean"]) / call.np.sqrt(p["running_var"] + call.attrs["eps"])
+    return out * p.get("weight", 1.0) + p.get("bias", 0.0)
+
+
 def _over_last(kind: str, names: tuple[str, ...]) -> Any:
     """The rule of a norm over the last axis, or over the last `dims` where its gain has more than one."""
     letters = "cdefg"
@@ -53,17 +60,36 @@ def _over_last(kind: str, names: tuple[str, ...]) -> Any:
 
 def _layer_norm(call: Call) -> Any:
     weight = call.params.get("weight")
-    count = weight.dim() if weight is not None else call.attrs["dims"]
-    shape = call.inputs[0].shape[-count:]
+    shape = call.inputs[0].shape[-len(_normalised(call)) :]
     return call.functional.layer_norm(call.inputs[0], shape, weight, call.params.get("bias"), call.attrs["eps"])
 
 
+def _layer_norm_in_numpy(call: Call) -> Any:
+    x, axes = call.inputs[0], _normalised(call)
+    centred = x - x.mean(axes, keepdims=True)
+    out = centred / call.np.sqrt((centred * centred).mean(axes, keepdims=True) + call.attrs["eps"])
+    return out * call.params.get("weight", 1.0) + call.params.get("bias", 0.0)
+
+
 def _rms_norm(call: Call) -> Any:
-    x, weight = call.inputs[0], call.params.get("weight")
-    count = weight.dim() if weight is not None else call.attrs["dims"]
-    axes = tuple(range(-count, 0))
+    x, axes = call.inputs[0], _normalised(call)
     out = x * call.torch.rsqrt(x.pow(2).mean(axes, keepdim=True) + call.attrs["eps"])
-    return out if weight is None else out * (weight + call.attrs["offset"])
+    return _times_gain(call, out)
+
+
+def _rms_norm_in_numpy(call: Call) -> Any:
+    x, axes = call.inputs[0], _normalised(call)
+    return _times_gain(call, x / call.np.sqrt((x * x).mean(axes, keepdims=True) + call.attrs["eps"]))
+
+
+def _times_gain(call: Call, out: Any) -> Any:
+    return out * (call.params["weight"] + call.attrs["offset"]) if "weight" in call.params else out
+
+
+def _normalised(call: Call) -> tuple[int, ...]:
+    """The last axes, as many as the gain has."""
+    weight = call.params.get("weight")
+    return tuple(range(-(weight.ndim if weight is not None else call.attrs["dims"]), 0))
 
 
 def _seen_positions(context: Context) -> None:
@@ -131,6 +157,21 @@ def _softmax(kind: str) -> Any:
     return run
 
 
+def _softmax_in_numpy(call: Call) -> Any:
+    x, axis = call.inputs[0] / call.attrs.get("tau", 1.0), call.attrs["axis"]
+    powers = call.np.exp(x - x.max(axis, keepdims=True))
+    return powers / powers.sum(axis, keepdims=True)
+
+
+def _log_softmax_in_numpy(call: Call) -> Any:
+    axis = call.attrs["axis"]
+    x = call.inputs[0] - call.inputs[0].max(axis, keepdims=True)
+    return x - call.np.log(call.np.exp(x).sum(axis, keepdims=True))
+
+
+_SOFTMAX_IN_NUMPY = {"softmax": _softmax_in_numpy, "log_softmax": _log_softmax_in_numpy}
+
+
 def _normalize(call: Call) -> Any:
     return call.functional.normalize(call.inputs[0], p=call.attrs["p"], dim=call.attrs["axis"], eps=call.attrs["eps"])
 
@@ -159,6 +200,7 @@ OPS = (
         name="batch_norm",
         rule=notation("b c ..., c?, c?, c, c -> b c ...", ("weight", "bias", "running_mean", "running_var")),
         run=_batch_norm,
+        numpy=_batch_norm_in_numpy,
         params=(*_GAIN, *_STATISTICS),
         attrs={"eps": Attr(1e-5, NUMBER)},
         fresh="zero",
@@ -182,6 +224,7 @@ OPS = (
         name="layer_norm",
         rule=_over_last("layer_norm", ("weight", "bias")),
         run=_layer_norm,
+        numpy=_layer_norm_in_numpy,
         params=_GAIN,
         attrs={"eps": Attr(1e-5, NUMBER), "dims": Attr(1, INT)},
         fresh="normalises",
@@ -191,6 +234,7 @@ OPS = (
         name="rms_norm",
         rule=_over_last("rms_norm", ("weight",)),
         run=_rms_norm,
+        numpy=_rms_norm_in_numpy,
         params=_GAIN[:1],
         attrs={"eps": Attr(1e-6, NUMBER), "dims": Attr(1, INT), "offset": Attr(0.0, NUMBER)},
         fresh="zero",
@@ -209,6 +253,7 @@ OPS = (
             name=kind,
             rule=_softmax_rule,
             run=_softmax(kind),
+            numpy=_SOFTMAX_IN_NUMPY.get(kind),
             attrs={"axis": Attr(-1, INT)},
             doc="Normalises over an axis; over a width that is an effect.",
         )
@@ -218,6 +263,7 @@ OPS = (
         name="gumbel_softmax",
         rule=_softmax_rule,
         run=lambda call: call.functional.softmax(call.inputs[0] / call.attrs["tau"], dim=call.attrs["axis"]),
+        numpy=_softmax_in_numpy,
         attrs={"axis": Attr(-1, INT), "tau": Attr(1.0, NUMBER)},
         doc="As softmax of x / tau: without its noise, so that two runs can be compared.",
     ),

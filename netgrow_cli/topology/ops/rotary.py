@@ -42,12 +42,38 @@ def _check_frequencies(context: Context, pairs: int) -> None:
         context.fail("`long_frequencies` and `longer_than` go together", "attr:longer_than")
 
 
+def _rotary_in_numpy(call: Call) -> Any:
+    x, attrs, np = call.inputs[0], call.attrs, call.np
+    turned, stated = _turned(call), _frequencies(call)
+    if stated is None:
+        stated = 1.0 / attrs["theta"] ** (np.arange(0, turned, 2, dtype=x.dtype) / turned)
+    angles = np.arange(x.shape[-2], dtype=x.dtype)[:, None] * (np.asarray(stated, dtype=x.dtype) / attrs["stretch"])
+    cos, sin = np.cos(angles) * attrs["amplitude"], np.sin(angles) * attrs["amplitude"]
+    part, rest = x[..., :turned], x[..., turned:]
+    if attrs["interleaved"]:
+        one, other = part[..., 0::2], part[..., 1::2]
+        part = np.stack([one * cos - other * sin, other * cos + one * sin], -1).reshape(part.shape)
+    else:
+        one, other = part[..., : turned // 2], part[..., turned // 2 :]
+        part = np.concatenate([one * cos - other * sin, other * cos + one * sin], -1)
+    return np.concatenate([part, rest], -1)
+
+
+def _turned(call: Call) -> int:
+    """How many of the last axis' numbers are turned."""
+    rotated: int | None = call.attrs["rotated"]
+    return call.inputs[0].shape[-1] if rotated is None else rotated
+
+
+def _frequencies(call: Call) -> Any:
+    """The stated ones for a sequence of that length."""
+    longer = call.attrs["longer_than"]
+    return call.attrs["frequencies" if longer is None or call.inputs[0].shape[-2] <= longer else "long_frequencies"]
+
+
 def _rotary(call: Call) -> Any:
     x, attrs, torch = call.inputs[0], call.attrs, call.torch
-    turned = x.shape[-1] if attrs["rotated"] is None else attrs["rotated"]
-    stated = attrs["frequencies"]
-    if attrs["longer_than"] is not None and x.shape[-2] > attrs["longer_than"]:
-        stated = attrs["long_frequencies"]
+    turned, stated = _turned(call), _frequencies(call)
     if stated is None:
         powers = torch.arange(0, turned, 2, dtype=x.dtype, device=x.device) / turned
         frequencies = 1.0 / attrs["theta"] ** powers
@@ -85,6 +111,14 @@ def _positions(call: Call) -> Any:
     return call.torch.where(counted, counted.cumsum(1) + (start - 1), skip)
 
 
+def _positions_in_numpy(call: Call) -> Any:
+    np, tokens, start, skip = call.np, call.inputs[0], call.attrs["start"], call.attrs["skip"]
+    if skip is None:
+        return np.arange(start, start + tokens.shape[1])
+    counted = tokens != skip
+    return np.where(counted, counted.cumsum(1) + (start - 1), skip)
+
+
 _FREQUENCIES = Attr(None, (list, tuple))
 
 OPS = (
@@ -92,6 +126,7 @@ OPS = (
         name="rotary",
         rule=_rotary_rule,
         run=_rotary,
+        numpy=_rotary_in_numpy,
         attrs={
             "theta": Attr(10000.0, NUMBER),
             "rotated": Attr(None, INT),
@@ -110,6 +145,7 @@ OPS = (
         name="positions",
         rule=_positions_rule,
         run=_positions,
+        numpy=_positions_in_numpy,
         attrs={"start": Attr(0, INT), "skip": Attr(None, INT)},
         doc="The index of each position of (batch, positions, ...), for an `embedding` to look up.",
     ),

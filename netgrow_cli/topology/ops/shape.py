@@ -205,9 +205,18 @@ def _check_ranges(context: Context, axis: int) -> None:
         lead = [*lead, layout]
 
 
+def _on(call: Call) -> int:
+    """The stated axis, or that of the units."""
+    axis: int | None = call.attrs["axis"]
+    return call.outputs[0].unit_axis if axis is None else axis
+
+
 def _cat(call: Call) -> Any:
-    axis = call.attrs["axis"]
-    return call.torch.cat(list(call.inputs), call.outputs[0].unit_axis if axis is None else axis)
+    return call.torch.cat(list(call.inputs), _on(call))
+
+
+def _cat_in_numpy(call: Call) -> Any:
+    return call.np.concatenate(call.inputs, _on(call))
 
 
 def _pieces(context: Context, axis: int, cuts: Sequence[int]) -> tuple[Layout, ...]:
@@ -243,9 +252,17 @@ def _slice_rule(context: Context) -> tuple[Value, ...]:
 
 
 def _slice(call: Call) -> Any:
-    axis = call.outputs[0].unit_axis if call.attrs["axis"] is None else call.attrs["axis"]
-    start = call.attrs["start"] or 0
-    return call.inputs[0].narrow(axis, start, call.shape()[axis])
+    axis = _on(call)
+    return call.inputs[0].narrow(axis, call.attrs["start"] or 0, call.shape()[axis])
+
+
+def _slice_in_numpy(call: Call) -> Any:
+    axis, start = _on(call), call.attrs["start"] or 0
+    return _span(call.inputs[0], axis, start, start + call.shape()[axis])
+
+
+def _span(x: Any, axis: int, start: int, stop: int) -> Any:
+    return x[(slice(None),) * (axis % x.ndim) + (slice(start, stop),)]
 
 
 def _split_rule(context: Context) -> tuple[Value, ...]:
@@ -287,8 +304,14 @@ def _chunk_rule(context: Context) -> tuple[Value, ...]:
 
 
 def _cut_by_layout(call: Call) -> Any:
-    axis = call.outputs[0].unit_axis if call.attrs["axis"] is None else call.attrs["axis"]
+    axis = _on(call)
     return call.torch.split(call.inputs[0], [value.shape[axis] for value in call.outputs], axis)
+
+
+def _cut_in_numpy(call: Call) -> Any:
+    axis = _on(call)
+    ends = [0, *itertools.accumulate(value.shape[axis] for value in call.outputs)]
+    return tuple(_span(call.inputs[0], axis, start, stop) for start, stop in itertools.pairwise(ends))
 
 
 def _glu_rule(context: Context) -> tuple[Value, ...]:
@@ -302,8 +325,13 @@ def _glu_rule(context: Context) -> tuple[Value, ...]:
 
 
 def _glu(call: Call) -> Any:
-    axis = call.outputs[0].unit_axis if call.attrs["axis"] is None else call.attrs["axis"]
-    return call.functional.glu(call.inputs[0], axis)
+    return call.functional.glu(call.inputs[0], _on(call))
+
+
+def _glu_in_numpy(call: Call) -> Any:
+    axis, x = _on(call), call.inputs[0]
+    half = x.shape[axis] // 2
+    return _span(x, axis, 0, half) / (1.0 + call.np.exp(-_span(x, axis, half, 2 * half)))
 
 
 # -- sums over axes --------------------------------------------------------------------------------
@@ -331,15 +359,34 @@ def _reduce_rule(context: Context) -> tuple[Value, ...]:
 
 def _reduce(name: str) -> Any:
     def run(call: Call) -> Any:
-        x, stated = call.inputs[0], call.attrs["axes"]
-        if stated is None:
-            stated = [n for n in range(1, x.dim()) if n != call.unit_axis]
-        axes = stated if isinstance(stated, (list, tuple)) else [stated]
-        if not axes:
-            return x
-        return getattr(call.torch, name)(x, dim=tuple(axes), keepdim=call.attrs["keepdim"])
+        axes = _reduced(call)
+        return (
+            getattr(call.torch, name)(call.inputs[0], dim=axes, keepdim=call.attrs["keepdim"])
+            if axes
+            else call.inputs[0]
+        )
 
     return run
+
+
+def _reduce_in_numpy(name: str) -> Any:
+    def run(call: Call) -> Any:
+        axes = _reduced(call)
+        return (
+            getattr(call.np, name)(call.inputs[0], axis=axes, keepdims=call.attrs["keepdim"])
+            if axes
+            else call.inputs[0]
+        )
+
+    return run
+
+
+def _reduced(call: Call) -> tuple[int, ...]:
+    """The axes that are summed over."""
+    stated = call.attrs["axes"]
+    if stated is None:
+        return tuple(n for n in range(1, call.inputs[0].ndim) if n != call.unit_axis)
+    return tuple(stated) if isinstance(stated, (list, tuple)) else (stated,)
 
 
 def _vector_norm(call: Call) -> Any:
@@ -363,6 +410,7 @@ OPS = (
         name="flatten",
         rule=_flatten_rule,
         run=_flatten,
+        numpy=_reshape,
         attrs={"start": Attr(1, INT), "end": Attr(-1, INT)},
         fresh="mean",
         multiples="any",
@@ -372,6 +420,7 @@ OPS = (
         name="reshape",
         rule=_reshape_rule,
         run=_reshape,
+        numpy=_reshape,
         attrs={"shape": Attr(REQUIRED, (list, tuple))},
         fresh="mean",
         multiples="any",
@@ -381,6 +430,7 @@ OPS = (
         name="permute",
         rule=_permute_rule,
         run=lambda call: call.inputs[0].permute(*call.attrs["axes"]),
+        numpy=lambda call: call.inputs[0].transpose(*call.attrs["axes"]),
         attrs={"axes": Attr(REQUIRED, (list, tuple))},
         fresh="mean",
         multiples="any",
@@ -390,6 +440,7 @@ OPS = (
         name="transpose",
         rule=_transpose_rule,
         run=lambda call: call.inputs[0].transpose(*call.attrs["axes"]),
+        numpy=lambda call: call.inputs[0].swapaxes(*call.attrs["axes"]),
         attrs={"axes": Attr((-2, -1), (list, tuple))},
         fresh="mean",
         multiples="any",
@@ -399,6 +450,7 @@ OPS = (
         name="unsqueeze",
         rule=_unsqueeze_rule,
         run=lambda call: call.inputs[0].unsqueeze(call.attrs["axis"]),
+        numpy=_reshape,
         attrs={"axis": Attr(-1, INT)},
         fresh="mean",
         multiples="any",
@@ -407,7 +459,8 @@ OPS = (
     Op(
         name="squeeze",
         rule=_squeeze_rule,
-        run=lambda call: call.inputs[0].reshape(call.shape()),
+        run=_reshape,
+        numpy=_reshape,
         attrs=_AXIS,
         fresh="mean",
         multiples="any",
@@ -417,6 +470,7 @@ OPS = (
         name="cat",
         rule=_cat_rule,
         run=_cat,
+        numpy=_cat_in_numpy,
         attrs={**_AXIS, "ranges": Attr(None, (tuple,))},
         inputs=(1, None),
         fresh="mean",
@@ -427,6 +481,7 @@ OPS = (
         name="slice",
         rule=_slice_rule,
         run=_slice,
+        numpy=_slice_in_numpy,
         attrs={**_AXIS, "start": Attr(0, INT), "stop": Attr(None, INT)},
         fresh="mean",
         multiples="any",
@@ -436,6 +491,7 @@ OPS = (
         name="split",
         rule=_split_rule,
         run=_cut_by_layout,
+        numpy=_cut_in_numpy,
         attrs={**_AXIS, "sizes": Attr(REQUIRED, INTS)},
         multiple=True,
         fresh="mean",
@@ -446,6 +502,7 @@ OPS = (
         name="chunk",
         rule=_chunk_rule,
         run=_cut_by_layout,
+        numpy=_cut_in_numpy,
         attrs={**_AXIS, "chunks": Attr(REQUIRED, INT)},
         multiple=True,
         fresh="mean",
@@ -456,6 +513,7 @@ OPS = (
         name="glu",
         rule=_glu_rule,
         run=_glu,
+        numpy=_glu_in_numpy,
         attrs=_AXIS,
         fresh="zero",
         doc="First half times sigmoid of the second.",
@@ -474,6 +532,7 @@ OPS = (
             name=name,
             rule=_reduce_rule,
             run=_reduce(name),
+            numpy=_reduce_in_numpy(name),
             attrs=_REDUCE,
             fresh=fresh,
             multiples=multiples,

@@ -44,6 +44,15 @@ def _constant(call: Call) -> Any:
     return call.torch.tensor(call.attrs["value"], dtype=call.dtype if dtype.is_floating_point else dtype)
 
 
+def _constant_in_numpy(call: Call) -> Any:
+    name = call.attrs["dtype"]
+    return call.np.array(call.attrs["value"], dtype=call.dtype if "float" in name else name)
+
+
+def _parameter(call: Call) -> Any:
+    return call.params["weight"]
+
+
 # -- axes ----------------------------------------------------------------------------------------------
 
 
@@ -147,7 +156,7 @@ def _one_of_each(context: Context, axis: Layout, step: int, why: str) -> Layout 
 
 
 def _strided(call: Call) -> Any:
-    axis = call.attrs["axis"] % call.inputs[0].dim()
+    axis = call.attrs["axis"] % call.inputs[0].ndim
     picked = [slice(None)] * axis + [slice(call.attrs["start"], None, call.attrs["step"])]
     return call.inputs[0][tuple(picked)]
 
@@ -160,6 +169,10 @@ def _lookup_rule(context: Context) -> tuple[Value, ...]:
     context.layouts.fix(table.axes[0], f"rows chosen by {context.node.name}")
     axes = (*index.axes, *table.axes[1:])
     return (Value(tuple(context.layouts.resolve(axis) for axis in axes), len(axes) - 1),)
+
+
+def _lookup(call: Call) -> Any:
+    return call.inputs[0][call.inputs[1]]
 
 
 # -- torch's own operations -----------------------------------------------------------------------------
@@ -231,7 +244,8 @@ OPS = (
     Op(
         name="parameter",
         rule=_parameter_rule,
-        run=lambda call: call.params["weight"],
+        run=_parameter,
+        numpy=_parameter,
         params=(Param("weight"),),
         inputs=(0, 0),
         multiples="any",
@@ -241,6 +255,7 @@ OPS = (
         name="constant",
         rule=_constant_rule,
         run=_constant,
+        numpy=_constant_in_numpy,
         attrs={"value": Attr(REQUIRED, (int, float, bool, list, tuple)), "dtype": Attr("float32", TEXT)},
         inputs=(0, 0),
         doc="Numbers that are written in the code.",
@@ -249,6 +264,7 @@ OPS = (
         name="expand",
         rule=_expand_rule,
         run=lambda call: call.inputs[0].expand(call.shape()),
+        numpy=lambda call: call.np.broadcast_to(call.inputs[0], call.shape()),
         attrs={"sizes": Attr(REQUIRED, (list, tuple))},
         fresh="mean",
         multiples="any",
@@ -258,6 +274,7 @@ OPS = (
         name="select",
         rule=_select_rule,
         run=lambda call: call.inputs[0].select(call.attrs["axis"], call.attrs["index"]),
+        numpy=lambda call: call.inputs[0].take(call.attrs["index"], call.attrs["axis"]),
         attrs={"axis": Attr(REQUIRED, INT), "index": Attr(REQUIRED, INT)},
         fresh="mean",
         multiples="any",
@@ -267,6 +284,7 @@ OPS = (
         name="unbind",
         rule=_unbind_rule,
         run=lambda call: call.torch.unbind(call.inputs[0], call.attrs["axis"]),
+        numpy=lambda call: tuple(call.np.moveaxis(call.inputs[0], call.attrs["axis"], 0)),
         attrs={"axis": Attr(0, INT)},
         multiple=True,
         fresh="mean",
@@ -277,6 +295,7 @@ OPS = (
         name="stack",
         rule=_stack_rule,
         run=lambda call: call.torch.stack(list(call.inputs), call.attrs["axis"]),
+        numpy=lambda call: call.np.stack(call.inputs, call.attrs["axis"]),
         attrs={"axis": Attr(0, INT)},
         inputs=(1, None),
         fresh="zero",
@@ -287,6 +306,7 @@ OPS = (
         name="roll",
         rule=_roll_rule,
         run=_roll,
+        numpy=lambda call: call.np.roll(call.inputs[0], call.attrs["shifts"], call.attrs["axes"]),
         attrs={"shifts": Attr(REQUIRED, INTS), "axes": Attr(REQUIRED, INTS)},
         fresh="mean",
         multiples="any",
@@ -296,6 +316,7 @@ OPS = (
         name="strided",
         rule=_strided_rule,
         run=_strided,
+        numpy=_strided,
         attrs={"axis": Attr(REQUIRED, INT), "start": Attr(0, INT), "step": Attr(REQUIRED, INT)},
         fresh="mean",
         multiples="any",
@@ -304,7 +325,8 @@ OPS = (
     Op(
         name="lookup",
         rule=_lookup_rule,
-        run=lambda call: call.inputs[0][call.inputs[1]],
+        run=_lookup,
+        numpy=_lookup,
         inputs=(2, 2),
         fresh="mean",
         multiples="any",
