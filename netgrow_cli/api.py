@@ -122,11 +122,34 @@ def recycle(
     *,
     layer: Names | None = None,
     width: Names | None = None,
-    noise: float = DEFAULT_NOISE,
+    units: Sequence[int] | None = None,
+    every: bool = False,
+    proven: bool = False,
+    dormant: float | None = None,
+    fresh: bool = False,
+    init: Init | None = None,
+    noise: float | None = None,
     **options: Any,
 ) -> Report:
-    """Dead units become copies of live ones, which share their outgoing weights with them; same shape."""
-    return change(Path(path), "recycle", recycling(_list(layer), _list(width), noise=noise), _options(options))
+    """Dead units become copies of live ones, which share their outgoing weights with them, or fresh ones; same shape.
+
+    Of `options`, those of `Choice` say which units instead, and by which score others are copied. What is live needs
+    `allow_drift`.
+    """
+    choice, options = _choice(options)
+    select = recycling(
+        _list(layer),
+        _list(width),
+        units=units,
+        every=every,
+        proven=proven,
+        dormant=dormant,
+        fresh=fresh,
+        init=init,
+        noise=noise,
+        choice=choice,
+    )
+    return change(Path(path), "recycle", select, _options(options))
 
 
 def verify(

@@ -27,7 +27,9 @@ def prune(
     units: Units = None,
     dead: Annotated[bool, given("--dead", "Units that are constant on the probes; constants are folded.")] = False,
     proven: Annotated[bool, given("--proven", "With --dead: only what is dead for every input, by bounds.")] = False,
-    duplicates: Annotated[bool, given("--duplicates", "Units that copy others; merged into them.")] = False,
+    duplicates: Annotated[
+        bool, given("--duplicates", "Units that copy others (or are multiples), merged; --tolerance T: near ones.")
+    ] = False,
     compensate: Annotated[
         bool, given("--compensate", "Refit what reads the units by least squares on probes (--probe-data).")
     ] = False,

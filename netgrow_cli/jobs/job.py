@@ -430,6 +430,14 @@ def check_device(name: str) -> None:
         raise UsageError(f"--device {name}: it cannot be used here ({first_line(error)}); cpu always can") from None
 
 
+_LOSSY = {
+    "prune": "live units were pruned",
+    "recycle": "live units were recycled",
+    "merge": "units that are not quite alike were merged",
+}
+"""What may be behind a difference, by the kind of a change."""
+
+
 def accepts(equivalence: Equivalence, options: Options) -> bool:
     """Whether a difference is within the tolerance, or within the drift that is allowed."""
     drift = options.allow_drift
@@ -440,12 +448,12 @@ def _accept(equivalence: Equivalence, options: Options, report: _Draft) -> None:
     if accepts(equivalence, options):
         return
     drift = options.allow_drift
-    lossy = report.command == "prune" or bool(report.plan.lossy)
+    lossy = next((_LOSSY[change.kind] for change in report.plan.changes if change.kind in _LOSSY), None)
     without = report.compensation.before if report.compensation else None
     if drift is not None:
         hint = f"more than --allow-drift {drift:g}"
-    elif lossy:
-        hint = "live units were pruned; `--allow-drift X` accepts a relative drift of X"
+    elif lossy is not None:
+        hint = f"{lossy}; `--allow-drift X` accepts a relative drift of X"
     else:
         hint = "run `netgrow check` on the input: the spec may not describe it"
     if without is not None:

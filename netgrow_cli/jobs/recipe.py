@@ -84,7 +84,7 @@ def _step(item: Located) -> Step:
         if key not in known:
             raise SpecError(f"{mark}: {command} has no setting {key!r}; it has {', '.join(known)}")
     settings = {key: value for key, value in body.plain().items() if key not in ("layer", "width")}
-    if command == "split" and settings.get("units") == "all":
+    if command in ("split", "recycle") and settings.get("units") == "all":
         settings = {**settings, "units": None, "every": True}
     stated = {key: settings.pop(key) for key in criteria if key in settings}
     try:

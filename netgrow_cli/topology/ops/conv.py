@@ -25,7 +25,7 @@ _TRANSPOSED_ATTRS = {
     "dilation": Attr(1, INTS),
     "groups": Attr(None, (int,)),
 }
-_PARAMS = (Param("weight"), Param("bias", "zero", optional=True))
+_PARAMS = (Param("weight"), Param("bias", "zero", optional=True, grows=True))
 
 
 def _groups(context: Context) -> int:
@@ -225,6 +225,7 @@ OPS = tuple(
             attrs=_ATTRS,
             consumes_axis=1,
             fresh="zero",
+            multiples="any",
             doc="Convolution; groups follow from the shapes, depthwise is one channel a group.",
         ),
         Op(
@@ -236,6 +237,7 @@ OPS = tuple(
             attrs=_TRANSPOSED_ATTRS,
             consumes_axis=1,
             fresh="zero",
+            multiples="any",
             doc="Transposed convolution; groups must be stated where there are any.",
         ),
     )

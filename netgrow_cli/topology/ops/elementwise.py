@@ -7,61 +7,58 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from netgrow_cli.topology.graph import Node
 from netgrow_cli.topology.layout import Fixed, Layout, SizeMismatch
 from netgrow_cli.topology.ops import bounds, norm_bounds
-from netgrow_cli.topology.ops.base import NUMBER, TEXT, Attr, Bounds, Call, Fresh, Op, Param
+from netgrow_cli.topology.ops.base import NUMBER, TEXT, Attr, Bounds, Call, Fresh, Multiples, Op, Param
 from netgrow_cli.topology.rule import Context, Role, Value, notation
 
-# Activations of torch.nn.functional without settings, by whether f(0) = 0, and what they do to bounds.
-_ZERO_AT_ZERO: dict[str, Bounds] = {
-    "relu": bounds.rising(0.0, exact=True),
-    "relu6": bounds.rising(0.0, 6.0, exact=True),
-    "selu": bounds.rising(),
-    "silu": bounds.valley(-1.2785, -0.278465),
-    "mish": bounds.valley(-1.1924, -0.308845),
-    "tanh": bounds.rising(-1.0, 1.0),
-    "hardswish": bounds.valley(-1.5, -0.375001),
-    "softsign": bounds.rising(-1.0, 1.0),
-    "tanhshrink": bounds.rising(),
-}
-_NOT_ZERO_AT_ZERO: dict[str, Bounds] = {
-    "sigmoid": bounds.rising(0.0, 1.0),
-    "hardsigmoid": bounds.rising(0.0, 1.0),
-    "logsigmoid": bounds.rising(None, 0.0),
-}
+# Activations of torch.nn.functional without settings: what they do to zeros, to multiples, to bounds.
+_ACTIVATIONS: tuple[tuple[str, Fresh, Multiples, Bounds], ...] = (
+    ("relu", "zero", "positive", bounds.rising(0.0, exact=True)),
+    ("relu6", "zero", "none", bounds.rising(0.0, 6.0, exact=True)),
+    ("selu", "zero", "none", bounds.rising()),
+    ("silu", "zero", "none", bounds.valley(-1.2785, -0.278465)),
+    ("mish", "zero", "none", bounds.valley(-1.1924, -0.308845)),
+    ("tanh", "zero", "odd", bounds.rising(-1.0, 1.0)),
+    ("hardswish", "zero", "none", bounds.valley(-1.5, -0.375001)),
+    ("softsign", "zero", "odd", bounds.rising(-1.0, 1.0)),
+    ("tanhshrink", "zero", "odd", bounds.rising()),
+    ("sigmoid", "none", "none", bounds.rising(0.0, 1.0)),
+    ("hardsigmoid", "none", "none", bounds.rising(0.0, 1.0)),
+    ("logsigmoid", "none", "none", bounds.rising(None, 0.0)),
+)
 # torch's own functions of one argument.
-_UNARY_ZERO: dict[str, Bounds] = {
-    "abs": bounds.valley(0.0, 0.0),
-    "neg": bounds.falling(),
-    "sign": bounds.rising(-1.0, 1.0, exact=True),
-    "square": bounds.valley(0.0, 0.0),
-    "sqrt": bounds.rising(),
-    "sin": bounds.ranging(-1.0, 1.0),
-    "tan": bounds.nothing,
-    "asin": bounds.rising(),
-    "atan": bounds.rising(),
-    "sinh": bounds.rising(),
-    "asinh": bounds.rising(),
-    "erf": bounds.rising(-1.0, 1.0),
-    "expm1": bounds.rising(-1.0),
-    "log1p": bounds.rising(),
-    "floor": bounds.rising(exact=True),
-    "ceil": bounds.rising(exact=True),
-    "round": bounds.rising(exact=True),
-    "trunc": bounds.rising(exact=True),
-}
-_UNARY: dict[str, Bounds] = {
-    "exp": bounds.rising(0.0),
-    "exp2": bounds.rising(0.0),
-    "log": bounds.rising(),
-    "log2": bounds.rising(),
-    "log10": bounds.rising(),
-    "reciprocal": bounds.reciprocal,
-    "rsqrt": bounds.falling(),
-    "cos": bounds.ranging(-1.0, 1.0),
-    "cosh": bounds.valley(0.0, 1.0),
-    "erfc": bounds.falling(0.0, 2.0),
-}
+_UNARY: tuple[tuple[str, Fresh, Multiples, Bounds], ...] = (
+    ("abs", "zero", "positive", bounds.valley(0.0, 0.0)),
+    ("neg", "zero", "any", bounds.falling()),
+    ("sign", "zero", "odd", bounds.rising(-1.0, 1.0, exact=True)),
+    ("square", "zero", "none", bounds.valley(0.0, 0.0)),
+    ("sqrt", "zero", "none", bounds.rising()),
+    ("sin", "zero", "odd", bounds.ranging(-1.0, 1.0)),
+    ("tan", "zero", "odd", bounds.nothing),
+    ("asin", "zero", "odd", bounds.rising()),
+    ("atan", "zero", "odd", bounds.rising()),
+    ("sinh", "zero", "odd", bounds.rising()),
+    ("asinh", "zero", "odd", bounds.rising()),
+    ("erf", "zero", "odd", bounds.rising(-1.0, 1.0)),
+    ("expm1", "zero", "none", bounds.rising(-1.0)),
+    ("log1p", "zero", "none", bounds.rising()),
+    ("floor", "zero", "none", bounds.rising(exact=True)),
+    ("ceil", "zero", "none", bounds.rising(exact=True)),
+    ("round", "zero", "odd", bounds.rising(exact=True)),
+    ("trunc", "zero", "odd", bounds.rising(exact=True)),
+    ("exp", "none", "none", bounds.rising(0.0)),
+    ("exp2", "none", "none", bounds.rising(0.0)),
+    ("log", "none", "none", bounds.rising()),
+    ("log2", "none", "none", bounds.rising()),
+    ("log10", "none", "none", bounds.rising()),
+    ("reciprocal", "none", "odd", bounds.reciprocal),
+    ("rsqrt", "none", "none", bounds.falling()),
+    ("cos", "none", "none", bounds.ranging(-1.0, 1.0)),
+    ("cosh", "none", "none", bounds.valley(0.0, 1.0)),
+    ("erfc", "none", "none", bounds.falling(0.0, 2.0)),
+)
 
 
 # What numpy calls otherwise, or has not at all, of (numpy, operand, settings).
@@ -276,20 +273,36 @@ def _op(
     fresh: Fresh,
     doc: str,
     attrs: dict[str, Attr] | None = None,
+    multiples: Multiples = "none",
 ) -> Op:
     numpy = run if run is _identity else _in_numpy(name)
-    return Op(name=name, rule=_same, run=run, bounds=known, fresh=fresh, attrs=attrs or {}, numpy=numpy, doc=doc)
+    return Op(
+        name=name,
+        rule=_same,
+        run=run,
+        bounds=known,
+        fresh=fresh,
+        attrs=attrs or {},
+        multiples=multiples,
+        numpy=numpy,
+        doc=doc,
+    )
 
 
 def _number(default: float) -> Attr:
     return Attr(default, NUMBER)
 
 
+def _plain_doc(name: str, fresh: Fresh) -> str:
+    return f"{name}, f(0) = 0." if fresh == "zero" else f"{name}."
+
+
 _SIMPLE = (
-    *(_op(name, _activation(name), known, "zero", f"{name}, f(0) = 0.") for name, known in _ZERO_AT_ZERO.items()),
-    *(_op(name, _activation(name), known, "none", f"{name}.") for name, known in _NOT_ZERO_AT_ZERO.items()),
-    *(_op(name, _unary(name), known, "zero", f"{name}, f(0) = 0.") for name, known in _UNARY_ZERO.items()),
-    *(_op(name, _unary(name), known, "none", f"{name}.") for name, known in _UNARY.items()),
+    *(
+        _op(name, make(name), known, fresh, _plain_doc(name, fresh), None, kind)
+        for make, table in ((_activation, _ACTIVATIONS), (_unary, _UNARY))
+        for name, fresh, kind, known in table
+    ),
 )
 
 _WITH_SETTINGS = (
@@ -308,6 +321,7 @@ _WITH_SETTINGS = (
         "zero",
         "x, or x times a slope below 0.",
         {"negative_slope": _number(0.01)},
+        "positive",
     ),
     _op(
         "hardtanh",
@@ -324,6 +338,7 @@ _WITH_SETTINGS = (
         "zero",
         "0 near 0, else x.",
         {"lambd": _number(0.5)},
+        "odd",
     ),
     _op(
         "softshrink",
@@ -332,6 +347,7 @@ _WITH_SETTINGS = (
         "zero",
         "0 near 0, else towards it.",
         {"lambd": _number(0.5)},
+        "odd",
     ),
     _op("elu", _activation("elu", "alpha"), bounds.bent, "zero", "elu.", {"alpha": _number(1.0)}),
     _op("celu", _activation("celu", "alpha"), bounds.bent, "zero", "celu.", {"alpha": _number(1.0)}),
@@ -351,7 +367,15 @@ _WITH_SETTINGS = (
         "x above the threshold, else the value.",
         {"threshold": _number(0.0), "value": _number(0.0)},
     ),
-    _op("rrelu", _rrelu, bounds.bent, "zero", "As in evaluation.", {"lower": _number(1 / 8), "upper": _number(1 / 3)}),
+    _op(
+        "rrelu",
+        _rrelu,
+        bounds.bent,
+        "zero",
+        "As in evaluation.",
+        {"lower": _number(1 / 8), "upper": _number(1 / 3)},
+        "positive",
+    ),
     _op(
         "clamp",
         lambda call: call.inputs[0].clamp(call.attrs["min"], call.attrs["max"]),
@@ -364,7 +388,7 @@ _WITH_SETTINGS = (
         "pow", lambda call: call.inputs[0].pow(call.attrs["by"]), bounds.power, "none", "A power.", {"by": _number(2.0)}
     ),
     *(
-        _op(name, _identity, bounds.moves, "mean", "Nothing, as in evaluation.", {"p": _number(0.5)})
+        _op(name, _identity, bounds.moves, "mean", "Nothing, as in evaluation.", {"p": _number(0.5)}, "any")
         for name in (
             "dropout",
             "dropout1d",
@@ -374,17 +398,39 @@ _WITH_SETTINGS = (
             "feature_alpha_dropout",
         )
     ),
-    _op("identity", _identity, bounds.moves, "mean", "Nothing."),
+    _op("identity", _identity, bounds.moves, "mean", "Nothing.", None, "any"),
     _op("per_unit", _per_unit, bounds.nothing, "none", "Some function of each unit alone; which one is not known."),
 )
 
-_ARITHMETIC: tuple[tuple[str, str, Bounds, Fresh, str], ...] = (
-    ("add", "add", bounds.add, "mean", "The sum that couples layers."),
-    ("sub", "subtract", bounds.sub, "mean", "A difference."),
-    ("mul", "multiply", bounds.mul, "product", "A product unit by unit: gates."),
-    ("div", "divide", bounds.div, "none", "A quotient unit by unit."),
-    ("maximum", "maximum", bounds.larger, "zero", "The larger, unit by unit."),
-    ("minimum", "minimum", bounds.smaller, "zero", "The smaller, unit by unit."),
+MultiplesOf = Callable[[Node, Sequence[bool]], Multiples]
+
+
+def _sum_multiples(node: Node, held: Sequence[bool]) -> Multiples:
+    """What is added to units must be of units too."""
+    return "any" if all(held) and not node.attrs.get("by") else "none"
+
+
+def product_multiples(_: Node, held: Sequence[bool]) -> Multiples:
+    """Linear in each factor, not in two at once."""
+    return "any" if sum(held) == 1 else "none"
+
+
+def _quotient_multiples(_: Node, held: Sequence[bool]) -> Multiples:
+    return "any" if held[0] and not any(held[1:]) else "none"
+
+
+def _extreme_multiples(node: Node, held: Sequence[bool]) -> Multiples:
+    """A number that they are compared with is the same for all units; only zero is so for their multiples too."""
+    return "positive" if all(held) and not node.attrs.get("by") else "none"
+
+
+_ARITHMETIC: tuple[tuple[str, str, Bounds, Fresh, MultiplesOf, str], ...] = (
+    ("add", "add", bounds.add, "mean", _sum_multiples, "The sum that couples layers."),
+    ("sub", "subtract", bounds.sub, "mean", _sum_multiples, "A difference."),
+    ("mul", "multiply", bounds.mul, "product", product_multiples, "A product unit by unit: gates."),
+    ("div", "divide", bounds.div, "none", _quotient_multiples, "A quotient unit by unit."),
+    ("maximum", "maximum", bounds.larger, "zero", _extreme_multiples, "The larger, unit by unit."),
+    ("minimum", "minimum", bounds.smaller, "zero", _extreme_multiples, "The smaller, unit by unit."),
 )
 
 OPS = (
@@ -400,9 +446,10 @@ OPS = (
             inputs=(1, None),
             bounds=known,
             fresh=fresh,
+            multiples=multiples,
             doc=doc,
         )
-        for name, in_numpy, known, fresh, doc in _ARITHMETIC
+        for name, in_numpy, known, fresh, multiples, doc in _ARITHMETIC
     ),
     Op(
         name="prelu",
@@ -412,6 +459,7 @@ OPS = (
         bounds=bounds.bent,
         params=(Param("weight", "quarter"),),
         fresh="zero",
+        multiples="positive",
         doc="A learnt slope below 0, one for each channel or one for all.",
     ),
     Op(
@@ -422,6 +470,7 @@ OPS = (
         bounds=norm_bounds.scaled,
         params=(Param("weight", "one"),),
         fresh="zero",
+        multiples="any",
         doc="Times a learnt vector along the units (layer scale).",
     ),
     Op(
@@ -431,6 +480,7 @@ OPS = (
         numpy=_root_scale,
         bounds=bounds.adding(lambda _: 1),
         fresh="mean",
+        multiples="any",
         doc="Times the root of the number of units, as Gemma scales its embeddings; over a width that is an effect.",
     ),
 )

@@ -171,6 +171,7 @@ OPS = (
         bounds=bounds.equation,
         params=(Param("weight"),),
         attrs={"equation": Attr(REQUIRED, TEXT)},
+        multiples="any",
         doc="A linear layer by an equation, the weight as its second operand: `bti,hio->bhto`.",
     ),
     Op(
@@ -180,6 +181,7 @@ OPS = (
         params=(Param("weight"),),
         attrs={"equation": Attr(REQUIRED, TEXT)},
         inputs=(2, 2),
+        multiples="any",
         doc="A linear layer whose weight is chosen for each token by the second operand: `ti,t,eoi->to`.",
     ),
     Op(
@@ -189,6 +191,7 @@ OPS = (
         attrs={**_ROWS, "rows": Attr(0, INT)},
         inputs=(2, None),
         fresh="mean",
+        multiples="any",
         doc="table[i, j, ...] from `axis` on, or table[mask], which had so many `rows`; from: [table, i, j].",
     ),
     Op(

@@ -79,6 +79,7 @@ OPS = (
         bounds=bounds.weighted(made=0),
         params=(Param("weight"), Param("bias", "zero", optional=True)),
         consumes_axis=-1,
+        multiples="any",
         doc="y = x W^T + b over the last axis.",
     ),
     Op(
@@ -91,6 +92,7 @@ OPS = (
         bounds=bounds.weighted(made=1),
         params=(Param("weight"), Param("bias", "zero", optional=True)),
         consumes_axis=-1,
+        multiples="any",
         doc="y = x W + b over the last axis: the weight as (in, out), as GPT-2 has it.",
     ),
     Op(
@@ -102,6 +104,7 @@ OPS = (
         numpy_by_rows=_embedding_by_rows,
         bounds=bounds.table,
         params=(Param("weight"),),
+        multiples="any",
         doc="Rows of a table, chosen by integers.",
     ),
 )

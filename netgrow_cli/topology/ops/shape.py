@@ -19,6 +19,7 @@ from netgrow_cli.topology.ops.base import (
     Bounds,
     Call,
     Fresh,
+    Multiples,
     Op,
     axes_in,
     axis_in,
@@ -399,11 +400,11 @@ def _vector_norm(call: Call) -> Any:
 _AXIS = {"axis": Attr(None, INT)}
 _REDUCE = {"axes": Attr(None, INTS), "keepdim": Attr(False, BOOL)}
 
-_REDUCTIONS: tuple[tuple[str, Bounds, Fresh, str], ...] = (
-    ("mean", bounds.average, "mean", "Mean over positions, or over stated axes."),
-    ("sum", bounds.total, "mean", "Sum over positions, or over stated axes."),
-    ("amax", bounds.picks, "zero", "Largest over positions, or over stated axes."),
-    ("amin", bounds.picks_least, "zero", "Smallest over positions, or over stated axes."),
+_REDUCTIONS: tuple[tuple[str, Bounds, Fresh, Multiples, str], ...] = (
+    ("mean", bounds.average, "mean", "any", "Mean over positions, or over stated axes."),
+    ("sum", bounds.total, "mean", "any", "Sum over positions, or over stated axes."),
+    ("amax", bounds.picks, "zero", "positive", "Largest over positions, or over stated axes."),
+    ("amin", bounds.picks_least, "zero", "positive", "Smallest over positions, or over stated axes."),
 )
 
 OPS = (
@@ -415,6 +416,7 @@ OPS = (
         bounds=bounds.moves,
         attrs={"start": Attr(1, INT), "end": Attr(-1, INT)},
         fresh="mean",
+        multiples="any",
         doc="Axes from `start` to `end` as one.",
     ),
     Op(
@@ -425,6 +427,7 @@ OPS = (
         bounds=bounds.moves,
         attrs={"shape": Attr(REQUIRED, (list, tuple))},
         fresh="mean",
+        multiples="any",
         doc="Regroups axes; 0 keeps an axis, -1 is what remains, a name is a size from `dims`.",
     ),
     Op(
@@ -435,6 +438,7 @@ OPS = (
         bounds=bounds.moves,
         attrs={"axes": Attr(REQUIRED, (list, tuple))},
         fresh="mean",
+        multiples="any",
         doc="Axes in another order.",
     ),
     Op(
@@ -445,6 +449,7 @@ OPS = (
         bounds=bounds.moves,
         attrs={"axes": Attr((-2, -1), (list, tuple))},
         fresh="mean",
+        multiples="any",
         doc="Two axes exchanged.",
     ),
     Op(
@@ -455,6 +460,7 @@ OPS = (
         bounds=bounds.moves,
         attrs={"axis": Attr(-1, INT)},
         fresh="mean",
+        multiples="any",
         doc="A new axis of size one.",
     ),
     Op(
@@ -465,6 +471,7 @@ OPS = (
         bounds=bounds.moves,
         attrs=_AXIS,
         fresh="mean",
+        multiples="any",
         doc="An axis of size one taken away.",
     ),
     Op(
@@ -476,6 +483,7 @@ OPS = (
         attrs={**_AXIS, "ranges": Attr(None, (tuple,))},
         inputs=(1, None),
         fresh="mean",
+        multiples="any",
         doc="Operands one after the other along the units, or along `axis`.",
     ),
     Op(
@@ -486,6 +494,7 @@ OPS = (
         bounds=bounds.moves,
         attrs={**_AXIS, "start": Attr(0, INT), "stop": Attr(None, INT)},
         fresh="mean",
+        multiples="any",
         doc="A range of the units, or of `axis`.",
     ),
     Op(
@@ -497,6 +506,7 @@ OPS = (
         attrs={**_AXIS, "sizes": Attr(REQUIRED, INTS)},
         multiple=True,
         fresh="mean",
+        multiples="any",
         doc="Cut by stated sizes, or by one size repeated; read as name[0], name[1].",
     ),
     Op(
@@ -508,6 +518,7 @@ OPS = (
         attrs={**_AXIS, "chunks": Attr(REQUIRED, INT)},
         multiple=True,
         fresh="mean",
+        multiples="any",
         doc="Cut into equal parts; read as name[0], name[1].",
     ),
     Op(
@@ -527,6 +538,7 @@ OPS = (
         bounds=bounds.ranging(0.0, None),
         attrs={**_REDUCE, "ord": Attr(2.0, NUMBER)},
         fresh="zero",
+        multiples="positive",
         doc="Norm over positions, or over stated axes.",
     ),
     *(
@@ -538,8 +550,9 @@ OPS = (
             bounds=known,
             attrs=_REDUCE,
             fresh=fresh,
+            multiples=multiples,
             doc=doc,
         )
-        for name, known, fresh, doc in _REDUCTIONS
+        for name, known, fresh, multiples, doc in _REDUCTIONS
     ),
 )

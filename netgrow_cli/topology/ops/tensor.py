@@ -249,6 +249,7 @@ OPS = (
         numpy=_parameter,
         params=(Param("weight"),),
         inputs=(0, 0),
+        multiples="any",
         doc="A tensor of the checkpoint as a value: a class token, a position table, a layer scale.",
     ),
     Op(
@@ -268,6 +269,7 @@ OPS = (
         bounds=bounds.moves,
         attrs={"sizes": Attr(REQUIRED, (list, tuple))},
         fresh="mean",
+        multiples="any",
         doc="Axes of size 1 repeated; -1 keeps an axis.",
     ),
     Op(
@@ -278,6 +280,7 @@ OPS = (
         bounds=bounds.moves,
         attrs={"axis": Attr(REQUIRED, INT), "index": Attr(REQUIRED, INT)},
         fresh="mean",
+        multiples="any",
         doc="One index of an axis, which goes.",
     ),
     Op(
@@ -289,6 +292,7 @@ OPS = (
         attrs={"axis": Attr(0, INT)},
         multiple=True,
         fresh="mean",
+        multiples="any",
         doc="An axis taken apart; read as name[0], name[1].",
     ),
     Op(
@@ -300,6 +304,7 @@ OPS = (
         attrs={"axis": Attr(0, INT)},
         inputs=(1, None),
         fresh="zero",
+        multiples="any",
         doc="Operands side by side along a new axis.",
     ),
     Op(
@@ -310,6 +315,7 @@ OPS = (
         bounds=bounds.fixed(bounds.moves),
         attrs={"shifts": Attr(REQUIRED, INTS), "axes": Attr(REQUIRED, INTS)},
         fresh="mean",
+        multiples="any",
         doc="Positions moved around.",
     ),
     Op(
@@ -320,6 +326,7 @@ OPS = (
         bounds=bounds.fixed(bounds.moves),
         attrs={"axis": Attr(REQUIRED, INT), "start": Attr(0, INT), "step": Attr(REQUIRED, INT)},
         fresh="mean",
+        multiples="any",
         doc="Every so-manieth index of an axis.",
     ),
     Op(
@@ -329,6 +336,7 @@ OPS = (
         numpy=_lookup,
         inputs=(2, 2),
         fresh="mean",
+        multiples="any",
         doc="table[index]: rows of the first operand, chosen by the second.",
     ),
     Op(
