@@ -51,7 +51,7 @@ class Protocol:
         return cost(self.widths[-1]) * self.batch * self.steps
 
 
-QUICK = Protocol(steps=60, images=2**12, points=10)
+QUICK = Protocol(steps=40, images=2**11, points=10)
 
 LARGE, RETRAINED = "large from the start", "large, from scratch at the second growth"
 GROWN: Mapping[str, Sequence[str]] = {
@@ -202,6 +202,18 @@ def curves(lines: Sequence[Line], protocol: Protocol) -> dict[str, list[Curve]]:
 def loss_at(curve: Curve, place: float) -> float:
     """The last one that was taken there, which is the one after growing."""
     return [loss for at, loss in curve if abs(at - place) < 1e-6][-1]
+
+
+def relative(found: Mapping[str, Sequence[Curve]]) -> dict[str, list[Curve]]:
+    """Every curve as a ratio to the large network's of the same seed, wherever both have a loss."""
+    large = [dict(curve) for curve in found[LARGE]]
+    return {
+        name: [
+            [(at, loss / base[at]) for at, loss in curve if at in base and at > 0]
+            for curve, base in zip(several, large, strict=True)
+        ]
+        for name, several in found.items()
+    }
 
 
 def first_below(curve: Curve, aim: float) -> float | None:

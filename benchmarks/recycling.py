@@ -47,7 +47,7 @@ class Protocol:
     """The figures in the table are means over so many tasks at the end."""
 
 
-QUICK = Protocol(tasks=3, last=1)
+QUICK = Protocol(tasks=2, epochs=3, last=1)
 
 FRESH = "recycled, fresh"
 CONDITIONS: Mapping[str, Sequence[str] | None] = {
@@ -76,12 +76,15 @@ class Task:
 
 
 @torch.no_grad()
-def dead_share(training: Training, task: Task) -> float:
-    """The share of hidden units that are zero on all training images of a task."""
+def dead_units(training: Training, task: Task) -> tuple[Tensor, Tensor]:
+    """For both hidden layers, which units are zero on all training images of a task."""
     first = F.relu(training.net.fc1(task.pixels))
     second = F.relu(training.net.fc2(first))
-    dead = torch.cat([(hidden <= 0.0).all(0) for hidden in (first, second)])
-    return float(dead.double().mean())
+    return (first <= 0.0).all(0), (second <= 0.0).all(0)
+
+
+def dead_share(training: Training, task: Task) -> float:
+    return float(torch.cat(dead_units(training, task)).double().mean())
 
 
 @torch.no_grad()
@@ -194,7 +197,7 @@ def main() -> int:
     text = figures(lines, protocol)
     print(text)
     studying.write_between(studying.PAGE, "recycling", text)
-    draw_recycling(lines, protocol, list(CONDITIONS), studying.PICTURES / "recycling.png")
+    draw_recycling(lines, protocol, studying.PICTURES / "recycling.png")
     return 0
 
 
