@@ -14,6 +14,7 @@ twice that backwards). Results go to `growing.jsonl` beside this file, one line 
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import sys
 import tempfile
 import time
@@ -53,7 +54,7 @@ class Protocol:
 
 QUICK = Protocol(steps=40, images=2**11, points=10)
 
-LARGE, RETRAINED = "large from the start", "large, from scratch at the second growth"
+LARGE, RETRAINED = "large from the start", "large, begun at second growth"
 GROWN: Mapping[str, Sequence[str]] = {
     "grown by expand": ("expand", "--times", "2"),
     "grown by split": ("split", "--units", "all"),
@@ -61,6 +62,10 @@ GROWN: Mapping[str, Sequence[str]] = {
 """By name, the command that doubles the hidden layers."""
 CONDITIONS = (LARGE, *GROWN)
 EARLY = (0.0025, 0.005)
+SMOOTH = 5
+"""Points that a running mean is taken over: at a constant rate the loss jumps about."""
+LOOKED = (0.1, 0.3, 0.5, 1.0)
+AIMS = (0.4, 0.25)
 
 
 def parameters(width: int) -> int:
@@ -176,10 +181,10 @@ def measure(protocol: Protocol, results: Results, seeds: int) -> None:
     data = Data.drawn(protocol.images) if missing else None
     with tempfile.TemporaryDirectory() as folder:
         for condition, seed in missing:
-            began = time.perf_counter()
+            began = time.process_time()
             assert data is not None
             found = run(condition, seed, protocol, data, Path(folder))
-            results.add(condition, seed, time.perf_counter() - began, found)
+            results.add(condition, seed, time.process_time() - began, found)
 
 
 # -- what came out -------------------------------------------------------------------------------------
@@ -192,28 +197,39 @@ def curves(lines: Sequence[Line], protocol: Protocol) -> dict[str, list[Curve]]:
     found = {
         name: [list(zip(line["at"], line["loss"], strict=True)) for line in of(lines, name)] for name in CONDITIONS
     }
-    late = protocol.grown_at[-1]
-    found[RETRAINED] = [
-        [(round(at + late, 6), loss) for at, loss in curve if at + late <= 1 + 1e-9] for curve in found[LARGE]
+    return {**found, RETRAINED: [later(curve, protocol) for curve in found[LARGE]]}
+
+
+def later(curve: Curve, protocol: Protocol) -> Curve:
+    """A curve as it would be had it begun when networks grew for the last time."""
+    wait = protocol.grown_at[-1]
+    return [(round(at + wait, 6), loss) for at, loss in curve if at + wait <= 1 + 1e-9]
+
+
+def steady(found: Mapping[str, Sequence[Curve]], protocol: Protocol) -> dict[str, list[Curve]]:
+    """Running means over SMOOTH of the even points; where a network grew, the loss is counted once."""
+    smooth = {name: [smoothed(curve) for curve in several] for name, several in found.items() if name != RETRAINED}
+    return {**smooth, RETRAINED: [later(curve, protocol) for curve in smooth[LARGE]]}
+
+
+def smoothed(curve: Curve) -> Curve:
+    even = sorted({at: loss for at, loss in curve if at > 0 and at not in EARLY}.items())
+    return [
+        (at, statistics.mean(loss for _, loss in even[max(n + 1 - SMOOTH, 0) : n + 1]))
+        for n, (at, _) in enumerate(even)
     ]
-    return found
-
-
-def loss_at(curve: Curve, place: float) -> float:
-    """The last one that was taken there, which is the one after growing."""
-    return [loss for at, loss in curve if abs(at - place) < 1e-6][-1]
 
 
 def relative(found: Mapping[str, Sequence[Curve]]) -> dict[str, list[Curve]]:
     """Every curve as a ratio to the large network's of the same seed, wherever both have a loss."""
-    large = [dict(curve) for curve in found[LARGE]]
     return {
-        name: [
-            [(at, loss / base[at]) for at, loss in curve if at in base and at > 0]
-            for curve, base in zip(several, large, strict=True)
-        ]
+        name: [ratio(curve, dict(base)) for curve, base in zip(several, found[LARGE], strict=True)]
         for name, several in found.items()
     }
+
+
+def ratio(curve: Curve, base: Mapping[float, float]) -> Curve:
+    return [(at, loss / base[at]) for at, loss in curve if at in base]
 
 
 def first_below(curve: Curve, aim: float) -> float | None:
@@ -230,32 +246,41 @@ def changes(lines: Sequence[Line]) -> Iterator[tuple[float, float]]:
 
 
 def figures(lines: Sequence[Line], protocol: Protocol) -> str:
-    """The table: the loss along the budget, and when the large network's final loss is reached."""
-    found = curves(lines, protocol)
-    looked = (0.1, 0.3, 0.5, 1.0)
+    """The table: the loss along the budget, and when a loss is reached."""
+    found = steady(curves(lines, protocol), protocol)
     rows = []
     for condition, several in found.items():
-        cells = [
-            spread([loss_at(curve, place) for curve in several], 3) if several[0][0][0] <= place else "not begun"
-            for place in looked
+        losses = [
+            spread([dict(curve)[at] for curve in several], 3) if several[0][0][0] <= at else "not begun"
+            for at in LOOKED
         ]
-        aims = [loss_at(curve, 1.0) for curve in found[LARGE]]
-        reached = [first_below(curve, aim) for curve, aim in zip(several, aims, strict=True)]
-        there = [place for place in reached if place is not None]
-        when = f"{spread(there, 0, percent=True)} ({len(there)} of {len(reached)})" if there else "not reached"
-        rows.append([condition, *cells, when])
+        rows.append([condition, *losses, *(reached(several, aim) for aim in AIMS)])
     head = [f"{len(found[LARGE])} seeds, mean ± standard deviation"]
-    head += [f"test loss at {place:.0%} of the budget" for place in looked]
-    head += ["reaches the large one's final loss, same seed, at (in so many seeds)"]
+    head += [f"test loss at {at:.0%} of the budget" for at in LOOKED]
+    head += [f"reaches {aim:g} at (seeds that do)" for aim in AIMS]
     largest = max(abs(after - before) / before for before, after in changes(lines))
+    sizes = ", ".join(f"{parameters(width):,}" for width in protocol.widths)
     return "\n\n".join(
         [
             studying.table(head, rows),
-            f"The budget is {protocol.budget:.2g} operations. Largest difference of the loss just before and just "
-            f"after a change: {largest:.1g} of it (as kept, to five digits). "
-            f"{studying.minutes(lines)} minutes of training and growing in all, on one core.",
+            f"Losses are means over the last {SMOOTH / protocol.points:.0%} of the budget, which is "
+            f"{protocol.budget / 1e9:.0f} billion operations. Parameters: {sizes}. Largest difference of the loss just "
+            f"before and just after a change: {largest:.1g} of it (as kept, to five digits). "
+            f"{studying.minutes(lines)} minutes of one core in all.",
         ]
     )
+
+
+def after(several: Sequence[Curve], at: float) -> str:
+    """The loss at a share of the budget, over the seeds."""
+    begun = several[0][0][0] <= at
+    return spread([dict(curve)[at] for curve in several], 3) if begun else "not begun"
+
+
+def reached(several: Sequence[Curve], aim: float) -> str:
+    """When a loss is first reached, over the seeds in which it is."""
+    there = [place for place in (first_below(curve, aim) for curve in several) if place is not None]
+    return f"{spread(there, 0, percent=True)} ({len(there)} of {len(several)})" if there else "never"
 
 
 def main() -> int:

@@ -112,7 +112,7 @@ SMOOTH = 5
 def draw_recycling(lines: Sequence[Line], protocol: recycling.Protocol, path: Path) -> None:
     """Dead share and test accuracy over the tasks."""
     conditions = list(recycling.CONDITIONS)
-    colours = dict(zip(conditions, (GREY, BLUE, ORANGE, PURPLE), strict=True))
+    colours = dict(zip(conditions, (GREY, BLUE, GREEN, PURPLE, ORANGE), strict=True))
     with mpl.rc_context(STYLE):
         figure, upper, lower = two_panels()
         dead = Panel(upper, "Units that are zero on all training images of the task", "dead, % of hidden units")
@@ -120,9 +120,10 @@ def draw_recycling(lines: Sequence[Line], protocol: recycling.Protocol, path: Pa
         for condition in conditions:
             if not of(lines, condition):
                 continue
-            style = "--" if condition == conditions[-1] else "-"
+            style = "-" if condition == "plain" or recycling.CONDITIONS[condition].recycle is not None else "--"
             x, shares = with_changes(rows(lines, condition, "dead"), rows(lines, condition, "after"), protocol.epochs)
-            dead.line(x, 100 * shares, colours[condition], condition, style)
+            # (What the last recycling leaves is not trained any more.)
+            dead.line(x[:-1], 100 * shares[:, :-1], colours[condition], condition, style)
             accuracy = 100 * smooth(rows(lines, condition, "accuracy"), SMOOTH)
             right.line(np.arange(1.0, protocol.tasks + 1), accuracy, colours[condition], condition, style)
         upper.set_ylim(0, None)
@@ -157,21 +158,22 @@ def with_changes(dead: Floats, after: Floats, epochs: int) -> tuple[Floats, Floa
 def draw_growing(lines: Sequence[Line], protocol: growing.Protocol, path: Path) -> None:
     """Loss over compute, and what it is of the large network's at the same compute."""
     found = growing.curves(lines, protocol)
-    ratios = growing.relative(found)
+    ratios = growing.relative(growing.steady(found, protocol))
     colours = dict(zip(found, (GREY, BLUE, ORANGE, PURPLE), strict=True))
     scale = protocol.budget / 1e9
     with mpl.rc_context(STYLE):
         figure, upper, lower = two_panels()
         loss = Panel(upper, "Loss on held-out digits", "test cross entropy, nats")
-        ratio = Panel(lower, "Relative to the large network from the start, at the same compute", "ratio of losses")
+        ratio = Panel(
+            lower, "Relative to the large network from the start at the same compute (running means)", "ratio of losses"
+        )
         upper.set_yscale("log")
         for condition, colour in colours.items():
             style = "--" if condition == growing.RETRAINED else "-"
-            label = condition.replace(", ", ",\n").replace(" at the", "\nat the")
             for panel, curves in ((loss, found), (ratio, ratios)):
                 x = np.array([at for at, _ in curves[condition][0]]) * scale
                 runs = np.array([[value for _, value in curve] for curve in curves[condition]])
-                panel.line(x, runs, colour, label, style)
+                panel.line(x, runs, colour, condition, style)
         lower.set_xlim(0, scale)
         lower.set_xlabel("training compute, billions of operations (6 × parameters × examples)")
         upper.set_ylim(None, 2.5)
@@ -195,6 +197,7 @@ def marks(upper: Axes, lower: Axes, protocol: growing.Protocol) -> None:
             (3, -9),
             xycoords=("data", "axes fraction"),
             textcoords="offset points",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
             color="#555555",
         )
 

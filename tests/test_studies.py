@@ -18,6 +18,8 @@ from benchmarks import growing, recycling, studying
 from benchmarks.studying import Results, Training
 from tests.cli.driver import environment
 
+RECYCLED = {name: kind.recycle for name, kind in recycling.CONDITIONS.items() if kind.recycle is not None}
+
 
 @pytest.fixture(scope="module")
 def data() -> studying.digits.Split:
@@ -39,14 +41,14 @@ def dying(data: studying.digits.Split) -> tuple[Training, recycling.Task]:
     return training, task
 
 
-@pytest.mark.parametrize("condition", [name for name, options in recycling.CONDITIONS.items() if options is not None])
+@pytest.mark.parametrize("condition", RECYCLED)
 def test_recycling_wakes_units_and_changes_nothing_else(
     condition: str, dying: tuple[Training, recycling.Task], tmp_path: Path
 ) -> None:
     before, task = dying
     first, second = recycling.dead_units(before, task)
     assert first[:5].all() and second[3:10].all()
-    after = recycling.recycled(before, task, recycling.CONDITIONS[condition], seed=3, folder=tmp_path)
+    after = recycling.recycled(before, task, RECYCLED[condition], seed=3, folder=tmp_path)
     woken = recycling.dead_share(before, task) - recycling.dead_share(after, task)
     # A fresh unit may be dead from its birth; a copy of a live one is not.
     assert woken >= 10 / 64 and (condition == recycling.FRESH or recycling.dead_share(after, task) == 0.0)
@@ -100,9 +102,7 @@ def test_a_short_study_of_recycling(tmp_path: Path) -> None:
     assert set(lines) == set(recycling.CONDITIONS)
     plain = lines["plain"]
     assert plain["after"] == plain["dead"][protocol.epochs - 1 :: protocol.epochs] and max(plain["after"]) > 0.0
-    for condition, options in recycling.CONDITIONS.items():
-        if options is None:
-            continue
+    for condition in RECYCLED:
         assert lines[condition]["refused"] == 0
         left = 0.0 if condition != recycling.FRESH else 0.05  # a fresh unit may be dead from its birth
         assert max(lines[condition]["after"]) <= left
