@@ -265,8 +265,7 @@ def figures(lines: Sequence[Line], protocol: Protocol) -> str:
             studying.table(head, rows),
             f"Losses are means over the last {SMOOTH / protocol.points:.0%} of the budget, which is "
             f"{protocol.budget / 1e9:.0f} billion operations. Parameters: {sizes}. Largest difference of the loss just "
-            f"before and just after a change: {largest:.1g} of it (as kept, to five digits). "
-            f"{studying.minutes(lines)} minutes of one core in all.",
+            f"before and just after a change: {largest:.1g} of it (as kept, to five digits).",
         ]
     )
 

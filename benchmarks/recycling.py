@@ -159,16 +159,15 @@ def figures(lines: Sequence[Line], protocol: Protocol) -> str:
     for condition in CONDITIONS:
         runs = of(lines, condition)
         ends = [statistics.mean(line["accuracy"][-last:]) for line in runs]
-        over = [end - base for end, base in zip(ends, plain, strict=True)]
+        over = [100 * (end - base) for end, base in zip(ends, plain, strict=True)]
+        better = f"{spread(over, 1)} ({sum(points > 0 for points in over)} of {len(over)})"
         rows.append(
             [
                 condition,
                 spread([statistics.mean(line["dead"][-last * protocol.epochs :]) for line in runs], 1, percent=True),
                 spread([statistics.mean(line["accuracy"][:last]) for line in runs], 1, percent=True),
                 spread(ends, 1, percent=True),
-                ""
-                if condition == "plain"
-                else f"{spread(over, 1, percent=True)} ({sum(d > 0 for d in over)} of {len(over)})",
+                "" if condition == "plain" else better,
                 spread([statistics.mean(line["online"][-last:]) for line in runs], 1, percent=True),
             ]
         )
@@ -177,10 +176,10 @@ def figures(lines: Sequence[Line], protocol: Protocol) -> str:
         f"dead units, last {last} tasks",
         f"test accuracy, first {last} tasks",
         f"test accuracy, last {last} tasks",
-        "over plain, same seed (higher in)",
+        "points over plain, same seed (higher in)",
         f"accuracy while learning, last {last}",
     ]
-    return studying.table(head, rows) + f"\n\n{studying.minutes(lines)} minutes of one core in all."
+    return studying.table(head, rows)
 
 
 def main() -> int:

@@ -149,11 +149,6 @@ def rounded(values: Sequence[float], places: int = 5) -> list[float]:
     return [float(f"{value:.{places}g}") for value in values]
 
 
-def minutes(lines: Sequence[Line]) -> str:
-    """All runs together, as the processor counts them, so that what else it does costs nothing."""
-    return f"{sum(line['seconds'] for line in lines) / 60:.1f}"
-
-
 def spread(values: Sequence[float], places: int = 2, percent: bool = False) -> str:
     """Mean and standard deviation over the seeds, as a table shows them."""
     scaled = [100 * value if percent else value for value in values]
