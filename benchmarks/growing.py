@@ -14,7 +14,6 @@ twice that backwards). Results go to `growing.jsonl` beside this file, one line 
 from __future__ import annotations
 
 import dataclasses
-import statistics
 import sys
 import tempfile
 import time
@@ -214,10 +213,8 @@ def steady(found: Mapping[str, Sequence[Curve]], protocol: Protocol) -> dict[str
 
 def smoothed(curve: Curve) -> Curve:
     even = sorted({at: loss for at, loss in curve if at > 0 and at not in EARLY}.items())
-    return [
-        (at, statistics.mean(loss for _, loss in even[max(n + 1 - SMOOTH, 0) : n + 1]))
-        for n, (at, _) in enumerate(even)
-    ]
+    means = studying.running_means([loss for _, loss in even], SMOOTH)
+    return [(at, mean) for (at, _), mean in zip(even, means, strict=True)]
 
 
 def relative(found: Mapping[str, Sequence[Curve]]) -> dict[str, list[Curve]]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import growing, recycling
-from benchmarks.studying import Line, of
+from benchmarks.studying import Line, of, running_means
 
 mpl.use("agg")
 
@@ -95,15 +95,6 @@ def rows(lines: Sequence[Line], condition: str, key: str) -> Floats:
     return np.array([line[key] for line in of(lines, condition)], dtype=np.float64)
 
 
-def smooth(runs: Floats, over: int) -> Floats:
-    """Running means along each row, over so many places before each; fewer at the beginning."""
-    sums = np.cumsum(np.pad(runs, ((0, 0), (1, 0))), axis=1)
-    end = np.arange(1, runs.shape[1] + 1)
-    begin = np.maximum(end - over, 0)
-    means: Floats = (sums[:, end] - sums[:, begin]) / (end - begin)
-    return means
-
-
 # -- recycling -----------------------------------------------------------------------------------------
 
 SMOOTH = 5
@@ -124,19 +115,14 @@ def draw_recycling(lines: Sequence[Line], protocol: recycling.Protocol, path: Pa
             x, shares = with_changes(rows(lines, condition, "dead"), rows(lines, condition, "after"), protocol.epochs)
             # (What the last recycling leaves is not trained any more.)
             dead.line(x[:-1], 100 * shares[:, :-1], colours[condition], condition, style)
-            accuracy = 100 * smooth(rows(lines, condition, "accuracy"), SMOOTH)
-            right.line(np.arange(1.0, protocol.tasks + 1), accuracy, colours[condition], condition, style)
+            accuracy = np.array([running_means(line["accuracy"], SMOOTH) for line in of(lines, condition)])
+            right.line(np.arange(1.0, protocol.tasks + 1), 100 * accuracy, colours[condition], condition, style)
         upper.set_ylim(0, None)
         lower.set_xlim(0, protocol.tasks)
-        lower.set_xlabel(f"tasks ({updates(protocol)} updates each; units are recycled at the end of each)")
+        lower.set_xlabel("tasks (units are recycled at the end of each)")
         for panel in (dead, right):
             panel.label()
         save(figure, path)
-
-
-def updates(protocol: recycling.Protocol) -> int:
-    """Of one task: whole batches of the training images only."""
-    return protocol.epochs * (1347 // protocol.batch)
 
 
 def with_changes(dead: Floats, after: Floats, epochs: int) -> tuple[Floats, Floats]:

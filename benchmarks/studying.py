@@ -149,6 +149,11 @@ def rounded(values: Sequence[float], places: int = 5) -> list[float]:
     return [float(f"{value:.{places}g}") for value in values]
 
 
+def running_means(values: Sequence[float], over: int) -> list[float]:
+    """Means over so many values up to each; over fewer at the beginning."""
+    return [statistics.mean(values[max(n - over, 0) : n]) for n in range(1, len(values) + 1)]
+
+
 def spread(values: Sequence[float], places: int = 2, percent: bool = False) -> str:
     """Mean and standard deviation over the seeds, as a table shows them."""
     scaled = [100 * value if percent else value for value in values]
