@@ -91,15 +91,15 @@ def netgrow(*words: object) -> Line:
     It is the program's own entry point, called in this process: importing torch for each of hundreds of commands
     would take longer than the study.
     """
-    out, err = io.StringIO(), io.StringIO()
+    out, err, code = io.StringIO(), io.StringIO(), 0
     argv = ["netgrow", *map(str, words), "--json"]
     with mock.patch.object(sys, "argv", argv), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             cli.main()
         except SystemExit as left:
-            code = left.code
+            code = int(left.code or 0)
     if code != 0:
-        raise CommandFailed(int(code or 0), err.getvalue().strip())
+        raise CommandFailed(code, err.getvalue().strip())
     report: Line = json.loads(out.getvalue())
     return report
 
