@@ -53,13 +53,25 @@ class Protocol:
 
 QUICK = Protocol(steps=40, images=2**11, points=10)
 
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """doubles: the command that doubles the hidden layers; large from the start where there is none."""
+
+    doubles: Sequence[str] = ()
+    halves: bool = False
+    """Whether the rate is halved whenever networks grow."""
+
+
+EXPAND, SPLIT = ("expand", "--times", "2"), ("split", "--units", "all")
 LARGE, RETRAINED = "large from the start", "large, begun at second growth"
-GROWN: Mapping[str, Sequence[str]] = {
-    "grown by expand": ("expand", "--times", "2"),
-    "grown by split": ("split", "--units", "all"),
+CONDITIONS = {
+    LARGE: Condition(),
+    "grown by expand": Condition(EXPAND),
+    "grown by split": Condition(SPLIT),
+    "large, rate halved twice": Condition(halves=True),
+    "grown by split, rate halved": Condition(SPLIT, halves=True),
 }
-"""By name, the command that doubles the hidden layers."""
-CONDITIONS = (LARGE, *GROWN)
 EARLY = (0.0025, 0.005)
 SMOOTH = 5
 """Points that a running mean is taken over: at a constant rate the loss jumps about."""
@@ -162,13 +174,16 @@ class Run:
 
 def run(condition: str, seed: int, protocol: Protocol, data: Data, folder: Path) -> Line:
     """Train to the end of the budget. The first stage is the same for all that grow, and so is its seed."""
-    grown = GROWN.get(condition)
-    width = protocol.widths[0 if grown else -1]
+    kind = CONDITIONS[condition]
+    width = protocol.widths[0 if kind.doubles else -1]
     running = Run(protocol, data, Training.begun(width, protocol.rate, seed), torch.Generator().manual_seed(seed))
     running.look(0.0)
-    for number, until in enumerate(protocol.grown_at if grown else ()):
+    for number, until in enumerate(protocol.grown_at):
         running.train(until)
-        running.grow(grown or (), seed * 10 + number, folder)
+        if kind.doubles:
+            running.grow(kind.doubles, seed * 10 + number, folder)
+        if kind.halves:
+            running.training.slow_down(2)
     running.train(1.0)
     shares, sizes, losses = zip(*running.curve, strict=True)
     return {"at": rounded(shares), "parameters": list(sizes), "loss": rounded(losses)}
@@ -176,7 +191,7 @@ def run(condition: str, seed: int, protocol: Protocol, data: Data, folder: Path)
 
 def measure(protocol: Protocol, results: Results, seeds: int) -> None:
     """Run what is missing."""
-    missing = list(results.missing(CONDITIONS, seeds))
+    missing = list(results.missing(list(CONDITIONS), seeds))
     data = Data.drawn(protocol.images) if missing else None
     with tempfile.TemporaryDirectory() as folder:
         for condition, seed in missing:

@@ -145,7 +145,7 @@ def draw_growing(lines: Sequence[Line], protocol: growing.Protocol, path: Path) 
     """Loss over compute, and what it is of the large network's at the same compute."""
     found = growing.curves(lines, protocol)
     ratios = growing.relative(growing.steady(found, protocol))
-    colours = dict(zip(found, (GREY, BLUE, ORANGE, PURPLE), strict=True))
+    colours = dict(zip(found, (GREY, BLUE, ORANGE, GREY, ORANGE, PURPLE), strict=True))
     scale = protocol.budget / 1e9
     with mpl.rc_context(STYLE):
         figure, upper, lower = two_panels()
@@ -155,7 +155,7 @@ def draw_growing(lines: Sequence[Line], protocol: growing.Protocol, path: Path) 
         )
         upper.set_yscale("log")
         for condition, colour in colours.items():
-            style = "--" if condition == growing.RETRAINED else "-"
+            style = ":" if condition == growing.RETRAINED else "--" if growing.CONDITIONS[condition].halves else "-"
             for panel, curves in ((loss, found), (ratio, ratios)):
                 x = np.array([at for at, _ in curves[condition][0]]) * scale
                 runs = np.array([[value for _, value in curve] for curve in curves[condition]])

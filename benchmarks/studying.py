@@ -62,6 +62,10 @@ class Training:
         self.optimizer.step()
         return outputs.detach()
 
+    def slow_down(self, times: int) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] /= times
+
     def save(self, path: Path) -> Path:
         torch.save({"model": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}, path)
         return path

@@ -119,13 +119,14 @@ def test_a_short_study_of_growing(tmp_path: Path) -> None:
     lines = {line["condition"]: line for line in results.lines()}
     assert set(lines) == set(growing.CONDITIONS)
     sizes = [growing.parameters(width) for width in protocol.widths]
-    for condition in growing.GROWN:
+    grown = [name for name, kind in growing.CONDITIONS.items() if kind.doubles]
+    for condition in grown:
         line = lines[condition]
         assert sorted(set(line["parameters"])) == sizes and line["parameters"] == sorted(line["parameters"])
         assert line["at"] == sorted(line["at"]) and [line["at"].count(at) for at in protocol.grown_at] == [2, 2]
     assert set(lines[growing.LARGE]["parameters"]) == {sizes[-1]}
     found = list(growing.changes(results.lines()))
-    assert len(found) == 2 * len(growing.GROWN)
+    assert len(found) == 2 * len(grown) == 6
     for before, after in found:
         assert after == pytest.approx(before, rel=2e-5)  # losses are kept to five digits
     assert growing.LARGE in growing.figures(results.lines(), protocol)
