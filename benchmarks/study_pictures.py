@@ -32,7 +32,6 @@ STYLE = {
     "axes.grid": True,
     "grid.color": "#e8e8e8",
     "grid.linewidth": 0.7,
-    "lines.linewidth": 1.6,
 }
 SIZE, DPI = (8.4, 6.4), 150
 BETWEEN = 0.052
@@ -48,11 +47,11 @@ class Panel:
         axes.set_title(title)
         axes.set_ylabel(quantity)
 
-    def line(self, x: Floats, runs: Floats, colour: str, label: str, style: str = "-") -> None:
+    def line(self, x: Floats, runs: Floats, colour: str, label: str, style: str = "-", thickness: float = 1.6) -> None:
         """Mean and standard deviation of runs (one a row)."""
         mean = runs.mean(0)
         deviation = runs.std(0, ddof=1) if len(runs) > 1 else np.zeros_like(mean)
-        self.axes.plot(x, mean, style, color=colour)
+        self.axes.plot(x, mean, style, color=colour, linewidth=thickness)
         self.axes.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.16, linewidth=0)
         self.ends.append((float(mean[-1]), label, colour))
 
@@ -114,7 +113,7 @@ def draw_recycling(lines: Sequence[Line], protocol: recycling.Protocol, path: Pa
             style = "-" if condition == "plain" or recycling.CONDITIONS[condition].recycle is not None else "--"
             x, shares = with_changes(rows(lines, condition, "dead"), rows(lines, condition, "after"), protocol.epochs)
             # (What the last recycling leaves is not trained any more.)
-            dead.line(x[:-1], 100 * shares[:, :-1], colours[condition], condition, style)
+            dead.line(x[:-1], 100 * shares[:, :-1], colours[condition], condition, style, thickness=1.1)
             accuracy = np.array([running_means(line["accuracy"], SMOOTH) for line in of(lines, condition)])
             right.line(np.arange(1.0, protocol.tasks + 1), 100 * accuracy, colours[condition], condition, style)
         upper.set_ylim(0, None)
