@@ -1,4 +1,4 @@
-"""Refresh what the docs show: the output of the README's commands, the table of operations in spec.md.
+"""Refresh what the docs show: the output of commands, the table of operations in spec.md.
 
 Run as `python docs/refresh.py`.
 
@@ -18,14 +18,15 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+"""Where commands are shown with what they print."""
 _BLOCK = re.compile(r"```console\n\$ (?P<command>.*?)\n(?P<output>.*?)```", re.DOTALL)
 _TABLE = re.compile(r"(<!-- operations -->\n).*?(\n<!-- end -->)", re.DOTALL)
 _TIME = re.compile(r"done in [\d.]+ s")
 
 
 def prepare(folder: Path) -> None:
-    """The files that the README's commands work on."""
+    """The files that commands work on."""
     samples = ROOT / "sample_checkpoints"
     for name in ("actor_critic.pt", "actor_critic.probes.npy", "digits_mlp.pt"):
         shutil.copyfile(samples / name, folder / name)
@@ -47,7 +48,9 @@ def steady(text: str) -> str:
 
 
 def refreshed(text: str) -> str:
-    """The README's text with every block's output as it is now."""
+    """A page's text with every block's output as it is now."""
+    if not _BLOCK.search(text):
+        return text
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder)
@@ -78,4 +81,5 @@ def with_operations(text: str) -> str:
 if __name__ == "__main__":
     guide = ROOT / "docs" / "spec.md"
     guide.write_text(with_operations(guide.read_text(encoding="utf-8")), encoding="utf-8")
-    README.write_text(refreshed(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(refreshed(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -15,6 +15,7 @@ from netgrow_cli.errors import CheckpointError, NetgrowError, NotEquivalent, Ref
 
 if TYPE_CHECKING:
     from netgrow_cli.api import expand, fit, prune, recycle, split, verify
+    from netgrow_cli.recorder import UnitRecorder
 
 __version__ = "0.1.0"
 
@@ -26,6 +27,7 @@ __all__ = [
     "NotEquivalent",
     "Refused",
     "SpecError",
+    "UnitRecorder",
     "UsageError",
     "expand",
     "fit",
@@ -41,4 +43,8 @@ def __getattr__(name: str) -> Any:
         from netgrow_cli import api
 
         return getattr(api, name)
+    if name == "UnitRecorder":
+        from netgrow_cli.recorder import UnitRecorder
+
+        return UnitRecorder
     raise AttributeError(f"module 'netgrow_cli' has no attribute {name!r}")

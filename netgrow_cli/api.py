@@ -9,6 +9,7 @@ from typing import Any
 
 from netgrow_cli.checkpoint.sharding import parse_size
 from netgrow_cli.fitting import fit
+from netgrow_cli.jobs.choosing import Choice
 from netgrow_cli.jobs.growing import expanding, splitting
 from netgrow_cli.jobs.job import Options, Report, change
 from netgrow_cli.jobs.recycling import recycling
@@ -41,6 +42,13 @@ def _options(given: dict[str, Any]) -> Options:
     return Options(**given)
 
 
+def _choice(given: dict[str, Any]) -> tuple[Choice, dict[str, Any]]:
+    """Which units, and the other options."""
+    names = {field.name for field in dataclasses.fields(Choice)}
+    chosen = {name: value for name, value in given.items() if name in names}
+    return Choice(**chosen), {name: value for name, value in given.items() if name not in names}
+
+
 def expand(
     path: str | Path,
     *,
@@ -50,10 +58,11 @@ def expand(
     to: int | None = None,
     times: float | None = None,
     init: Init = "match",
+    round_to: int | None = None,
     **options: Any,
 ) -> Report:
     """Fresh units: random incoming weights, zero outgoing ones; the function stays. See `jobs.job.Options`."""
-    select = expanding(_list(layer), _list(width), add=add, to=to, times=times, init=init)
+    select = expanding(_list(layer), _list(width), add=add, to=to, times=times, init=init, round_to=round_to)
     return change(Path(path), "expand", select, _options(options))
 
 
@@ -64,17 +73,16 @@ def split(
     width: Names | None = None,
     units: Sequence[int] | None = None,
     every: bool = False,
-    top: int | None = None,
-    above: float | None = None,
-    by: str = "weight",
     noise: float = DEFAULT_NOISE,
     ways: int = 2,
     **options: Any,
 ) -> Report:
-    """Units become several that share their outgoing weights, with noise that cancels; the function stays."""
-    select = splitting(
-        _list(layer), _list(width), units=units, every=every, top=top, above=above, by=by, noise=noise, ways=ways
-    )
+    """Units become several that share their outgoing weights, with noise that cancels; the function stays.
+
+    Of `options`, those of `Choice` say which units: `top=3, by="gradient"`.
+    """
+    choice, options = _choice(options)
+    select = splitting(_list(layer), _list(width), units=units, every=every, noise=noise, ways=ways, choice=choice)
     return change(Path(path), "split", select, _options(options))
 
 
@@ -84,26 +92,16 @@ def prune(
     layer: Names | None = None,
     width: Names | None = None,
     units: Sequence[int] | None = None,
-    lowest: int | None = None,
-    fraction: float | None = None,
-    below: float | None = None,
     dead: bool = False,
     duplicates: bool = False,
-    by: str = "weight",
     **options: Any,
 ) -> Report:
-    """Units go; exact for dead units and duplicates, else it needs `allow_drift`."""
-    select = pruning(
-        _list(layer),
-        _list(width),
-        units=units,
-        lowest=lowest,
-        fraction=fraction,
-        below=below,
-        dead=dead,
-        duplicates=duplicates,
-        by=by,
-    )
+    """Units go; exact for dead units and duplicates, else it needs `allow_drift`.
+
+    Of `options`, those of `Choice` say which units: `fraction=0.25, by="activation"`.
+    """
+    choice, options = _choice(options)
+    select = pruning(_list(layer), _list(width), units=units, dead=dead, duplicates=duplicates, choice=choice)
     return change(Path(path), "prune", select, _options(options))
 
 
@@ -112,11 +110,34 @@ def recycle(
     *,
     layer: Names | None = None,
     width: Names | None = None,
-    noise: float = DEFAULT_NOISE,
+    units: Sequence[int] | None = None,
+    every: bool = False,
+    proven: bool = False,
+    dormant: float | None = None,
+    fresh: bool = False,
+    init: Init | None = None,
+    noise: float | None = None,
     **options: Any,
 ) -> Report:
-    """Dead units become copies of live ones, which share their outgoing weights with them; same shape."""
-    return change(Path(path), "recycle", recycling(_list(layer), _list(width), noise=noise), _options(options))
+    """Dead units become copies of live ones, which share their outgoing weights with them, or fresh ones; same shape.
+
+    Of `options`, those of `Choice` say which units instead, and by which score others are copied. What is live needs
+    `allow_drift`.
+    """
+    choice, options = _choice(options)
+    select = recycling(
+        _list(layer),
+        _list(width),
+        units=units,
+        every=every,
+        proven=proven,
+        dormant=dormant,
+        fresh=fresh,
+        init=init,
+        noise=noise,
+        choice=choice,
+    )
+    return change(Path(path), "recycle", select, _options(options))
 
 
 def verify(

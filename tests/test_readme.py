@@ -1,4 +1,4 @@
-"""The README shows what netgrow prints."""
+"""The README and the docs show what netgrow prints."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ def test_the_table_of_operations_is_that_of_the_registry() -> None:
     assert _refresh().with_operations(text) == text
 
 
-def test_outputs_in_the_readme_are_what_is_printed() -> None:
+def test_outputs_in_the_docs_are_what_is_printed() -> None:
     refresh = _refresh()
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert text.count("```console") >= 5
-    assert _rounded(refresh.refreshed(text)) == _rounded(text)
+    texts = {page.name: page.read_text(encoding="utf-8") for page in refresh.PAGES}
+    assert texts["README.md"].count("```console") >= 5
+    for name, text in texts.items():
+        assert _rounded(refresh.refreshed(text)) == _rounded(text), name
 
 
 def _refresh() -> Any:

@@ -20,6 +20,7 @@ from netgrow_cli.commands.streams import readable as readable
 from netgrow_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from netgrow_cli.jobs.choosing import Choice
     from netgrow_cli.jobs.job import Options, Selector
 
 MOST_UNITS = 1 << 24
@@ -34,7 +35,20 @@ Layer = Annotated[
 ]
 WidthName = Annotated[list[str] | None, given("--width", "A width, as `inspect` names it.", metavar="NAME")]
 Units = Annotated[str | None, given("--units", "Indices of the layer's output: 3,7 or 0-9 or all.", metavar="LIST")]
-By = Annotated[str, given("--by", "What units are ranked by: weight, incoming, outgoing.", metavar="SCORE")]
+By = Annotated[
+    str | None,
+    given(
+        "--by",
+        "What units are ranked by: weight (the default), incoming, outgoing, activation, active, dormant, gradient, "
+        "taylor, file.",
+        metavar="SCORE",
+    ),
+]
+ScoreFile = Annotated[
+    Path | None,
+    given("--scores", "A file of scores: a recorder's, or .csv, .json, .npz, .safetensors by width or layer."),
+]
+RoundTo = Annotated[int | None, given("--round-to", "New widths are multiples of N.", min=1, metavar="N")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +112,31 @@ class Writing(Proving):
     shard_size: Annotated[
         str | None, given("--shard-size", "Cut a folder's weights anew: 5GB, 500MiB, bytes.", metavar="SIZE")
     ] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Choosing(Writing):
+    """The options of commands that choose units by a score."""
+
+    top: Annotated[int | None, given("--top", "The K units with the highest scores.", metavar="K")] = None
+    lowest: Annotated[int | None, given("--lowest", "The K units with the lowest scores.", metavar="K")] = None
+    above: Annotated[float | None, given("--above", "Units with a score above C.", metavar="C")] = None
+    below: Annotated[float | None, given("--below", "Units with a score below C.", metavar="C")] = None
+    fraction: Annotated[
+        float | None,
+        given("--fraction", "This share of the units: the lowest where they go, else the highest.", metavar="F"),
+    ] = None
+    by: By = None
+    scores: ScoreFile = None
+    globally: Annotated[bool, given("--globally", "Rank the units of all named layers together.")] = False
+    round_to: RoundTo = None
+
+    @property
+    def choice(self) -> Choice:
+        """Which units."""
+        from netgrow_cli.jobs.choosing import Choice
+
+        return Choice(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Choice)})
 
 
 def takes(kind: type[Common]) -> Callable[[Callable[..., int]], Callable[..., int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, cast
 
-from netgrow_cli.commands.common import Checkpoint, Layer, WidthName, Writing, given, run_change, takes
+from netgrow_cli.commands.common import Checkpoint, Layer, RoundTo, WidthName, Writing, given, run_change, takes
 from netgrow_cli.errors import UsageError
 
 INITS = ("match", "kaiming", "antisymmetric")
@@ -22,6 +22,7 @@ def expand(
     init: Annotated[
         str, given("--init", "How fresh units start: match (as the layer's others), kaiming, antisymmetric.")
     ] = "match",
+    round_to: RoundTo = None,
 ) -> int:
     """Add units to a layer: random incoming weights, zero outgoing ones. The function stays the same."""
     from netgrow_cli.jobs.growing import expanding
@@ -29,5 +30,5 @@ def expand(
 
     if init not in INITS:
         raise UsageError(f"--init {init}: there are {', '.join(INITS)}")
-    select = expanding(layer or [], width or [], add=add, to=to, times=times, init=cast(Init, init))
+    select = expanding(layer or [], width or [], add=add, to=to, times=times, init=cast(Init, init), round_to=round_to)
     return run_change(common, ckpt, "expand", select)

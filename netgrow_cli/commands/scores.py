@@ -10,6 +10,7 @@ from netgrow_cli.commands.common import (
     Checkpoint,
     Computing,
     Layer,
+    ScoreFile,
     WidthName,
     given,
     options_of,
@@ -25,12 +26,13 @@ def scores(
     ckpt: Checkpoint,
     layer: Layer = None,
     width: WidthName = None,
-    by: By = "weight",
+    by: By = None,
+    scores: ScoreFile = None,
     csv: Annotated[bool, given("--csv", "Lines of width,unit,score on standard output.")] = False,
 ) -> int:
     """Show one score for each unit of the named layers, or of every width that may change."""
     from netgrow_cli.jobs.job import opened
-    from netgrow_cli.jobs.scoring import score
+    from netgrow_cli.jobs.scoring import meaning, scored
     from netgrow_cli.report.bars import bars
     from netgrow_cli.surgery.select import free_widths, targets
 
@@ -41,9 +43,14 @@ def scores(
             infos: Any = free_widths(targets(job.topology, layer or [], width or []))
         else:
             infos = [info for info in job.topology.widths.values() if info.frozen is None]
-        found = {info.name: score(job, by, info.width.id).tolist() for info in infos}
+        result = scored(job, by, [info.width.id for info in infos], scores)
+        found = {info.name: result.values[info.width.id].tolist() for info in infos}
+    print(f"{result.by}: {meaning(result.by)}; on {result.evidence}", file=sys.stderr)
+    if result.random:
+        print("warning: units may do otherwise on data than on random probes; pass --probe-data FILE", file=sys.stderr)
     if common.as_json:
-        print_json({"by": by, "widths": [{"name": name, "scores": values} for name, values in found.items()]})
+        widths = [{"name": name, "scores": values} for name, values in found.items()]
+        print_json({"by": result.by, "evidence": result.evidence, "widths": widths})
     elif csv:
         print("width,unit,score")
         for name, values in found.items():

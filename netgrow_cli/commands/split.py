@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 from netgrow_cli.commands.common import (
-    By,
     Checkpoint,
+    Choosing,
     Layer,
     Units,
     WidthName,
-    Writing,
     given,
     parse_units,
     run_change,
@@ -19,16 +18,13 @@ from netgrow_cli.commands.common import (
 from netgrow_cli.surgery.change import DEFAULT_NOISE
 
 
-@takes(Writing)
+@takes(Choosing)
 def split(
-    common: Writing,
+    common: Choosing,
     ckpt: Checkpoint,
     layer: Layer = None,
     width: WidthName = None,
     units: Units = None,
-    top: Annotated[int | None, given("--top", "The K units with the highest scores.", metavar="K")] = None,
-    above: Annotated[float | None, given("--above", "Units with a score above C.", metavar="C")] = None,
-    by: By = "weight",
     noise: Annotated[
         float, given("--noise", "Noise that cancels between copies, relative to the outgoing weights.", metavar="X")
     ] = DEFAULT_NOISE,
@@ -39,6 +35,6 @@ def split(
 
     chosen, every = parse_units(units)
     select = splitting(
-        layer or [], width or [], units=chosen, every=every, top=top, above=above, by=by, noise=noise, ways=ways
+        layer or [], width or [], units=chosen, every=every, noise=noise, ways=ways, choice=common.choice
     )
     return run_change(common, ckpt, "split", select)

@@ -8,15 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from netgrow_cli.errors import Refused, UsageError
+from netgrow_cli.jobs.choosing import EVERYTHING, Choice, choose, chosen_text, round_up
 from netgrow_cli.jobs.job import Job, Selection, Selector
 from netgrow_cli.jobs.scoring import score
 from netgrow_cli.surgery import change
 from netgrow_cli.surgery.change import Init, WidthChange
 from netgrow_cli.surgery.plan import make_plan
 from netgrow_cli.surgery.select import (
-    Target,
     free_widths,
-    independent_widths,
     keeping_ties,
     single_widths,
     targets,
@@ -38,14 +37,20 @@ def expanding(
     to: int | None = None,
     times: float | None = None,
     init: Init = "match",
+    round_to: int | None = None,
 ) -> Selector:
     """Fresh units behind the old ones, as many as stated, in every width that is tied in size too."""
     if sum(item is not None for item in (add, to, times)) != 1:
         raise UsageError("say how wide: one of --add N, --to N, --times X")
+    if round_to is not None and round_to < 1:
+        raise UsageError(f"--round-to {round_to}: at least 1 is needed")
 
     def select(job: Job) -> Selection:
         chosen = single_widths(job.topology, targets(job.topology, layers, widths))
-        wanted = {info.width.id: _more(info.name, info.size, add, to, times) for info in chosen}
+        wanted = {
+            info.width.id: round_up(info.size + _more(info.name, info.size, add, to, times), round_to) - info.size
+            for info in chosen
+        }
         infos = job.topology.widths
 
         def grown(counts: Mapping[int, int]) -> list[WidthChange]:
@@ -94,42 +99,45 @@ def splitting(
     *,
     units: Sequence[int] | None = None,
     every: bool = False,
-    top: int | None = None,
-    above: float | None = None,
-    by: str = "weight",
     noise: float = change.DEFAULT_NOISE,
     ways: int = 2,
+    choice: Choice = EVERYTHING,
 ) -> Selector:
-    """Units that become several: stated ones, all, the best by a score, or those above a score."""
-    if sum((units is not None, every, top is not None, above is not None)) != 1:
-        raise UsageError("say which units: one of --units 3,7 (or all), --top K, --above C")
+    """Units that become several: stated ones, all, or those that a score chooses."""
+    if sum((units is not None, every, choice.stated)) != 1:
+        raise UsageError(
+            "say which units: one of --units 3,7 (or all), --top K, --above C, --fraction F, --lowest K, --below C"
+        )
+    choice.check()
     if not 2 <= ways <= MOST_WAYS:
         raise UsageError(f"--ways {ways}: a unit is split into 2 to {MOST_WAYS}")
-    if above is not None and math.isnan(above):
-        raise UsageError("--above nan: a number is needed")
+    if choice.round_to is not None and ways != 2:
+        raise UsageError(f"--round-to goes with --ways 2, not with --ways {ways}")
     if not (math.isfinite(noise) and noise >= 0.0):
         raise UsageError(f"--noise {noise}: a number of at least 0 is needed")
-    if top is not None and top < 1:
-        raise UsageError(f"--top {top}: at least 1 is needed")
 
     def select(job: Job) -> Selection:
         chosen = targets(job.topology, layers, widths)
+        notes: list[str] = []
         if units is not None:
             picked = units_of(job.topology, chosen, units)
+        elif every:
+            picked = {info.width.id: list(range(info.size)) for info in free_widths(chosen)}
         else:
-            picked = _by_score(job, chosen, every, top, above, by)
+            picked, found = choose(job, chosen, choice, going=False)
+            notes.append(chosen_text(job, picked, found, choice))
 
         def grown(counts: Mapping[int, int]) -> list[WidthChange]:
-            found = {width: _best(job, width, picked.get(width, []), count, by) for width, count in counts.items()}
+            best = {width: _best(job, width, picked.get(width, []), count, choice) for width, count in counts.items()}
             return [
                 change.split(width, job.topology.widths[width].size, units, noise, ways)
-                for width, units in found.items()
+                for width, units in best.items()
             ]
 
         counts = {width: len(units) for width, units in picked.items() if units}
-        found = following(job, counts, grown)
-        notes = _followed(job, counts, found, by)
-        changes = grown(found)
+        more = following(job, counts, grown)
+        notes += _followed(job, counts, more, choice.name)
+        changes = grown(more)
         if not changes:
             notes.append("no unit qualifies: the output is a copy")
         return Selection(tuple(changes), tuple(notes))
@@ -137,31 +145,12 @@ def splitting(
     return select
 
 
-def _by_score(
-    job: Job, chosen: Sequence[Target], every: bool, top: int | None, above: float | None, by: str
-) -> dict[int, list[int]]:
-    if every:
-        return {info.width.id: list(range(info.size)) for info in free_widths(chosen)}
-    picked: dict[int, list[int]] = {}
-    for target in chosen:
-        scored = {info.width.id: score(job, by, info.width.id) for info in independent_widths(job.topology, target)}
-        ranked = sorted(
-            ((float(value), width, unit) for width, values in scored.items() for unit, value in enumerate(values)),
-            reverse=True,
-        )
-        taken = (
-            ranked[:top] if top is not None else [entry for entry in ranked if above is not None and entry[0] > above]
-        )
-        for _, width, unit in taken:
-            picked.setdefault(width, []).append(unit)
-    return {width: sorted(set(units)) for width, units in picked.items()}
-
-
-def _best(job: Job, width: int, picked: list[int], count: int, by: str) -> list[int]:
-    """The units that were picked of a width; where more are needed, its best by a score too."""
+def _best(job: Job, width: int, picked: list[int], count: int, choice: Choice) -> list[int]:
+    """The units that were picked of a width; where more are needed, its best by the score too."""
     if len(picked) >= count:
         return picked
-    ranked = [int(unit) for unit in np.argsort(-score(job, by, width), kind="stable") if int(unit) not in picked]
+    values = score(job, choice.by, width, choice.scores)
+    ranked = [int(unit) for unit in np.argsort(-values, kind="stable") if int(unit) not in picked]
     return sorted([*picked, *ranked[: count - len(picked)]])
 
 

@@ -20,6 +20,7 @@ from netgrow_cli.checkpoint.dtypes import nbytes, total_bytes
 from netgrow_cli.errors import NotEquivalent, Refused, UsageError, first_line
 from netgrow_cli.jobs.aside import Aside, aside
 from netgrow_cli.jobs.configuration import Configuration, follow, require_fit
+from netgrow_cli.jobs.evidence import Evidence
 from netgrow_cli.jobs.execute import Execution
 from netgrow_cli.jobs.outputs import default_output, outputs_of
 from netgrow_cli.jobs.proving import (
@@ -101,11 +102,15 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """What a selector chose: the changes, what people should know about the choice, and the evidence for it."""
+    """What a selector chose: the changes, what people should know about the choice, and the evidence for it.
+
+    activity: what the units do, where that was found out; constants that are folded away come from it.
+    """
 
     changes: tuple[WidthChange, ...]
     notes: tuple[str, ...] = ()
     activity: Activity | None = None
+    evidence: tuple[Evidence, ...] = ()
 
 
 Selector = Callable[[Job], Selection]
@@ -129,6 +134,7 @@ class Report:
     origin: str
     assumed: tuple[str, ...]
     notes: tuple[str, ...]
+    evidence: tuple[Evidence, ...]
     warnings: tuple[str, ...]
     dry_run: bool
     verified: bool
@@ -160,6 +166,7 @@ class Report:
             "learnable": self.learnable.as_json() if self.learnable else None,
             "assumed": list(self.assumed),
             "notes": list(self.notes),
+            "evidence": [one.as_json() for one in self.evidence],
             "warnings": list(self.warnings),
         }
 
@@ -273,6 +280,7 @@ class _Draft:
             origin=self.job.found.origin,
             assumed=self.job.found.assumed,
             notes=self.selection.notes,
+            evidence=self.selection.evidence,
             warnings=self._warnings(),
             dry_run=options.dry_run,
             verified=self.equivalence is not None,
@@ -392,6 +400,14 @@ def check_device(name: str) -> None:
         raise UsageError(f"--device {name}: it cannot be used here ({first_line(error)}); cpu always can") from None
 
 
+_LOSSY = {
+    "prune": "live units were pruned",
+    "recycle": "live units were recycled",
+    "merge": "units that are not quite alike were merged",
+}
+"""What may be behind a difference, by the kind of a change."""
+
+
 def accepts(equivalence: Equivalence, options: Options) -> bool:
     """Whether a difference is within the tolerance, or within the drift that is allowed."""
     drift = options.allow_drift
@@ -402,11 +418,11 @@ def _accept(equivalence: Equivalence, options: Options, report: _Draft) -> None:
     if accepts(equivalence, options):
         return
     drift = options.allow_drift
-    lossy = report.command == "prune" or bool(report.plan.lossy)
+    lossy = next((_LOSSY[change.kind] for change in report.plan.changes if change.kind in _LOSSY), None)
     if drift is not None:
         hint = f"more than --allow-drift {drift:g}"
-    elif lossy:
-        hint = "live units were pruned; `--allow-drift X` accepts a relative drift of X"
+    elif lossy is not None:
+        hint = f"{lossy}; `--allow-drift X` accepts a relative drift of X"
     else:
         hint = "run `netgrow check` on the input: the spec may not describe it"
     raise NotEquivalent(

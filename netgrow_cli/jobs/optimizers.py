@@ -238,10 +238,14 @@ def _fits(
 
 def _evidence(optimizer: OptimizerState, owner: Owner, names: Mapping[ParameterId, str]) -> tuple[int, int, bool]:
     """How much the places in the file say that an optimizer is an owner's, and whether it has all its tensors."""
-    pairs = zip(optimizer.path[:-1], owner.path, strict=False)
+    return *closeness(optimizer.path, owner.path), len(names) == len(owner.infos)
+
+
+def closeness(optimizer: TreePath, state_dict: TreePath) -> tuple[int, int]:
+    """How near an optimizer lies to a state dict in a file: the keys that lead to both, the words that both share."""
+    pairs = zip(optimizer[:-1], state_dict, strict=False)
     together = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-    words = _words(optimizer.path) & _words(owner.path)
-    return together, len(words), len(names) == len(owner.infos)
+    return together, len(_words(optimizer) & _words(state_dict))
 
 
 def _words(path: TreePath) -> set[str]:

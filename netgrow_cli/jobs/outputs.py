@@ -22,7 +22,7 @@ from netgrow_cli.jobs.configuration import Configuration
 _HEADERS = 1 << 16
 """Room for headers, indexes and specs, which are small beside the weights."""
 
-_OPTIMIZER_FILES = ("optimizer.pt", "optimizer.bin")
+OPTIMIZER_FILES = ("optimizer.pt", "optimizer.bin")
 """What transformers' Trainer and accelerate write: the state dict of an optimizer."""
 
 _FILE_ENDINGS = {".safetensors": "safetensors", **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), "torch")}
@@ -145,7 +145,7 @@ class _Folder(Outputs):
             [f"left out, as asked for (--drop-optimizer): {', '.join(beside.optimizer)}"] if beside.optimizer else []
         )
         self.warnings = (*beside.notes(), *dropped)
-        self.optimizers = () if drop_optimizer or set(beside.optimizer) - set(_OPTIMIZER_FILES) else beside.optimizer
+        self.optimizers = () if drop_optimizer or set(beside.optimizer) - set(OPTIMIZER_FILES) else beside.optimizer
 
     def check(self) -> None:
         check_folder(self.target, force=self._force, inputs=[self._path])

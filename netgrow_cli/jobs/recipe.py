@@ -22,6 +22,7 @@ from pathlib import Path
 from netgrow_cli.checkpoint import checkpoint_path, staged_outputs
 from netgrow_cli.checkpoint.staged_folder import remove
 from netgrow_cli.errors import SpecError, UsageError
+from netgrow_cli.jobs.choosing import Choice
 from netgrow_cli.jobs.configuration import output_path
 from netgrow_cli.jobs.growing import expanding, splitting
 from netgrow_cli.jobs.job import Options, Report, Selector, change, opened
@@ -32,7 +33,7 @@ from netgrow_cli.topology.located import Located, load
 from netgrow_cli.topology.shipped.settings import config_path
 
 # Words of the selectors that a recipe says otherwise: `layer`, `width`, `units: all`.
-_OWN = ("layers", "widths", "every")
+_OWN = ("layers", "widths", "every", "choice")
 _COMMANDS: dict[str, Callable[..., Selector]] = {
     "expand": expanding,
     "split": splitting,
@@ -76,14 +77,19 @@ def _step(item: Located) -> Step:
     if not isinstance(body.value, dict):
         raise SpecError(f"{body.mark}: the settings of {command} must be a mapping")
     make = _COMMANDS[command]
-    known = ["layer", "width", *(name for name in inspect.signature(make).parameters if name not in _OWN)]
+    parameters = inspect.signature(make).parameters
+    criteria = [field.name for field in dataclasses.fields(Choice)] if "choice" in parameters else []
+    known = ["layer", "width", *(name for name in parameters if name not in _OWN), *criteria]
     for key, mark in body.keys.items():
         if key not in known:
             raise SpecError(f"{mark}: {command} has no setting {key!r}; it has {', '.join(known)}")
     settings = {key: value for key, value in body.plain().items() if key not in ("layer", "width")}
-    if command == "split" and settings.get("units") == "all":
+    if command in ("split", "recycle") and settings.get("units") == "all":
         settings = {**settings, "units": None, "every": True}
+    stated = {key: settings.pop(key) for key in criteria if key in settings}
     try:
+        if stated:
+            settings["choice"] = Choice(**stated)
         return Step(command, make(_names(body.value.get("layer")), _names(body.value.get("width")), **settings))
     except (TypeError, UsageError) as error:
         raise SpecError(f"{body.mark}: {command}: {error}") from None

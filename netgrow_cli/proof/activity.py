@@ -13,7 +13,7 @@ from netgrow_cli.proof.equivalence import torch_dtype
 from netgrow_cli.proof.probes import Probes
 from netgrow_cli.surgery.feeds import summed_axes, sums
 from netgrow_cli.topology.graph import Node
-from netgrow_cli.topology.layout import leaves, occurrences
+from netgrow_cli.topology.layout import Layout, leaves, occurrences
 from netgrow_cli.topology.network import Network
 from netgrow_cli.topology.ops import OPS
 from netgrow_cli.topology.rule import Role
@@ -53,8 +53,8 @@ class Activity:
         info = self.topology.widths[width]
         flags = np.ones(info.size, dtype=bool)
         products = self._products()
-        places = [(_layout(self.topology, spot), still) for spot, still in seen.items() if spot not in products]
-        places += [(_layout(self.topology, spot), self._silent_in(group)) for spot, group in products.items()]
+        places = [(spot_layout(self.topology, spot), still) for spot, still in seen.items() if spot not in products]
+        places += [(spot_layout(self.topology, spot), self._silent_in(group)) for spot, group in products.items()]
         places += [(self.topology.tensors[use.tensor][use.axis], still) for use, still in self.inside.items()]
         found = False
         for layout, still in places:
@@ -81,8 +81,8 @@ def observe(network: Network, widths: Sequence[int], probes: Probes, *, dtype: s
     """Watch where these widths are read while the probes run. Raises Refused where a function is not known."""
     real = torch_dtype(dtype)
     topology = network.solved()
-    _need_known_functions(topology, widths)
-    spots, inner = _spots(topology, widths), _inner(topology, widths)
+    need_known_functions(topology)
+    spots, inner = read_spots(topology, widths), inside_axes(topology, widths)
     inside: dict[AxisUse, Any] = {}
     constant: dict[Spot, Any] = {}
     zero: dict[Spot, Any] = {}
@@ -109,7 +109,7 @@ def observe(network: Network, widths: Sequence[int], probes: Probes, *, dtype: s
     return Activity(topology, probes, constant, zero, first, inside)
 
 
-def _spots(topology: Topology, widths: Sequence[int]) -> dict[str, list[Spot]]:
+def read_spots(topology: Topology, widths: Sequence[int]) -> dict[str, list[Spot]]:
     """By node, the operands and axes at which it reads one of the widths, as parameters or as a norm does."""
     wanted = set(widths)
     reading: dict[str, set[int]] = {}
@@ -134,7 +134,7 @@ def _spots(topology: Topology, widths: Sequence[int]) -> dict[str, list[Spot]]:
     return spots
 
 
-def _inner(topology: Topology, widths: Sequence[int]) -> dict[str, list[AxisUse]]:
+def inside_axes(topology: Topology, widths: Sequence[int]) -> dict[str, list[AxisUse]]:
     """By node, the axes with which it reads one of the widths inside itself."""
     found: dict[str, list[AxisUse]] = {}
     for use in topology.uses:
@@ -144,12 +144,13 @@ def _inner(topology: Topology, widths: Sequence[int]) -> dict[str, list[AxisUse]
     return found
 
 
-def _layout(topology: Topology, spot: Spot) -> Any:
+def spot_layout(topology: Topology, spot: Spot) -> Layout:
+    """The layout of the axis that is read at a spot."""
     ref = topology.graph.node(spot[0]).inputs[spot[1]]
     return topology.value(ref).axes[spot[2]]
 
 
-def _need_known_functions(topology: Topology, widths: Sequence[int]) -> None:
+def need_known_functions(topology: Topology) -> None:
     """A drafted spec does not know activations; what units do cannot be told through them."""
     for node in topology.graph.nodes:
         if node.op == "per_unit":

@@ -176,6 +176,13 @@ def normal(shape: tuple[int, ...], seed: str, dtype: Any) -> Any:
     return torch.from_numpy(_generator(seed).standard_normal(shape)).to(dtype)
 
 
+def signs(shape: tuple[int, ...], seed: str, dtype: Any) -> Any:
+    """1 and -1 at random."""
+    import torch
+
+    return torch.from_numpy(_generator(seed).integers(0, 2, shape) * 2 - 1).to(dtype)
+
+
 def _generator(seed: str) -> Any:
     import hashlib
 

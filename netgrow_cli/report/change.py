@@ -88,7 +88,9 @@ def _width_line(report: Report, change: WidthChange) -> str:
 def _what_happens(change: WidthChange) -> str:
     copies = sorted((new, old) for old, group in change.copies.items() for new in group if new != old)
     if change.kind == "recycle":
-        return f": dead ones replaced by copies: {_few([f'{new}←{old}' for new, old in copies])}"
+        if change.fresh:
+            return f": made fresh: {_few([str(unit) for unit in change.fresh])}"
+        return f": replaced by copies: {_few([f'{new}←{old}' for new, old in copies])}"
     if copies:
         return f": split {_few([str(old) for old in change.copies])}"
     if change.dropped:

@@ -88,6 +88,13 @@ class WidthChange:
             return None
         return same.pop()
 
+    @property
+    def evenly_merged(self) -> bool:
+        """Whether every unit that stays takes over as many others, each as it is: the reverse of splitting all."""
+        taken = np.bincount([kept for _, kept, _ in self.absorbed], minlength=self.before)[list(self.sources)]
+        plain = all(factor == 1.0 for _, _, factor in self.absorbed)
+        return plain and self.after + len(self.absorbed) == self.before and len(set(taken.tolist())) == 1
+
 
 def shares(count: int) -> tuple[float, ...]:
     """What each of `count` copies passes on: powers of two that sum to 1, exact in every floating dtype."""
@@ -125,11 +132,17 @@ def prune(width: int, size: int, units: Sequence[int]) -> WidthChange:
 
 
 def recycle(width: int, size: int, pairs: Sequence[tuple[int, int]], noise: float) -> WidthChange:
-    """Each (dead, live): the dead unit becomes a copy of the live one."""
+    """Each (unit, live): the unit becomes a copy of the live one."""
     sources = list(range(size))
-    for dead, live in pairs:
-        sources[dead] = live
+    for unit, live in pairs:
+        sources[unit] = live
     return WidthChange(width, size, tuple(sources), "recycle", noise=noise)
+
+
+def renew(width: int, size: int, units: Sequence[int], init: Init) -> WidthChange:
+    """The units become fresh ones, in their places."""
+    fresh = set(units)
+    return WidthChange(width, size, tuple(FRESH if n in fresh else n for n in range(size)), "recycle", init=init)
 
 
 def merge(width: int, size: int, absorbed: Sequence[tuple[int, int, float]]) -> WidthChange:

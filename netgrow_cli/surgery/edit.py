@@ -175,14 +175,19 @@ def row_blocks(shape: tuple[int, ...], elements: int = ELEMENTS) -> list[tuple[i
 
 
 def absorbed(tensor: Array, axis: AxisEdit, dtype: str) -> Array:
-    """Merged units: what the gone one passed on is added to the kept one's, before anything moves."""
+    """Merged units: what the gone one passed on is added to the kept one's, before anything moves.
+
+    Added up from the last to the first, as shares were made: so every sum on the way is exact that was so.
+    """
     for entry in axis.absorb:
         tensor, shape = tensor.copy(), [1] * tensor.ndim
         shape[axis.axis] = -1
         kept, where = np.unique(entry.kept, return_inverse=True)
         total = np.moveaxis(widen(np.take(tensor, kept, axis.axis), dtype), axis.axis, 0)
         taken = widen(np.take(tensor, entry.gone, axis.axis), dtype) * entry.factor.reshape(shape)
-        np.add.at(total, where, np.moveaxis(taken, axis.axis, 0))
+        more = np.full_like(total, -0.0)  # (which added to a negative zero leaves it one)
+        np.add.at(more, where[::-1], np.moveaxis(taken, axis.axis, 0)[::-1])
+        total += more
         put(tensor, axis.axis, kept, narrow(np.moveaxis(total, 0, axis.axis), dtype))
     return tensor
 

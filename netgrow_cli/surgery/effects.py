@@ -63,7 +63,9 @@ def judge(topology: Topology, effect: Effect, change: WidthChange, zero_units: b
         return _expand(topology, effect, name)
     if change.kind == "split":
         return _split(effect, change, name)
-    if change.kind in ("prune", "merge"):
+    if change.kind == "merge":
+        return _merge(topology, effect, change, name)
+    if change.kind == "prune":
         return _prune(topology, effect, name, zero_units)
     return Verdict(
         "refused",
@@ -121,11 +123,25 @@ def _expand(topology: Topology, effect: Effect, name: str) -> Verdict:
     return Verdict("refused", f"{name} sees all units at once, and new ones would change it", instead=instead)
 
 
+def _merge(topology: Topology, effect: Effect, change: WidthChange, name: str) -> Verdict:
+    """What splitting does not change, merging does not."""
+    others = {leaf.id for leaf in leaves(effect.layout)} - {change.width}
+    if _weighs_all(effect) and change.evenly_merged and not others:
+        return Verdict("exact")
+    if effect.kind in ("amax", "amin") and all(factor == 1.0 for _, _, factor in change.absorbed):
+        return Verdict("exact")
+    return _prune(topology, effect, name, zero_units=False)
+
+
+def _weighs_all(effect: Effect) -> bool:
+    """Whether it is the same for units that are all there equally often."""
+    return effect.kind in ("mean", "group_norm") or effect.kind.startswith(("layer_norm", "rms_norm"))
+
+
 def _split(effect: Effect, change: WidthChange, name: str) -> Verdict:
     if effect.kind in ("amax", "amin"):
         return Verdict("exact")
-    even = effect.kind in ("mean", "group_norm") or effect.kind.startswith(("layer_norm", "rms_norm"))
-    if even:
+    if _weighs_all(effect):
         others = {leaf.id for leaf in leaves(effect.layout)} - {change.width}
         if change.multiple is not None and not others:
             return Verdict("exact")

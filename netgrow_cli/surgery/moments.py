@@ -50,7 +50,7 @@ def edit_moment(
             shape = [1] * new.dim()
             shape[axis.axis] = -1
             new = (new.double() * torch.from_numpy(scale).reshape(shape)).to(old.dtype)
-    start = _mean(old) if fresh == "mean" or (fresh is None and power == 2) else 0.0
+    start = _mean(_kept(old, edit)) if fresh == "mean" or (fresh is None and power == 2) else 0.0
     for axis in edit.axes:
         places = np.flatnonzero(axis.index < 0)
         if len(places):
@@ -85,6 +85,18 @@ def _drawn(axis: AxisEdit, edit: TensorEdit) -> IndexMap:
     return np.unique(np.concatenate([start, axis.random, *axis.opposed])).astype(np.int64)
 
 
+def _kept(old: torch.Tensor, edit: TensorEdit) -> torch.Tensor:
+    """The entries that stay, if any do: those of dead units, which have had no gradients, say nothing of fresh ones."""
+    import torch
+
+    kept = old
+    for axis in edit.axes:
+        stays = np.unique(axis.index[axis.index >= 0])
+        if 0 < len(stays) < old.shape[axis.axis]:
+            kept = kept.index_select(axis.axis, torch.from_numpy(stays))
+    return kept
+
+
 def _mean(old: torch.Tensor) -> float:
     return float(old.double().mean()) if old.numel() else 0.0
 
@@ -98,7 +110,9 @@ def _pooled(moment: torch.Tensor, axis: AxisEdit, power: int) -> torch.Tensor:
         gone, kept = torch.from_numpy(entry.gone), torch.from_numpy(entry.kept)
         shape = [1] * moment.dim()
         shape[axis.axis] = -1
-        taken = wide.index_select(axis.axis, gone) * torch.from_numpy(entry.factor).reshape(shape)
+        # (A negative factor turns a gradient around; roots of squares have no sign.)
+        factor = torch.from_numpy(entry.factor if power == 1 else np.abs(entry.factor))
+        taken = wide.index_select(axis.axis, gone) * factor.reshape(shape)
         wide = wide.index_add(axis.axis, kept, taken)
         moment = (wide if power == 1 else wide.square()).to(moment.dtype)
     return moment

@@ -7,8 +7,6 @@ import difflib
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
-
 from netgrow_cli.errors import Refused, UsageError
 from netgrow_cli.topology.layout import Layout, leaves, new_size, occurrences
 from netgrow_cli.topology.solve import Tie, Topology, WidthInfo, axis_form
@@ -223,17 +221,3 @@ def _lagging(topology: Topology, tie: Tie, counts: Mapping[int, int], sign: int)
             if lacking and lacking % step == 0 and now + sign * (lacking // step) > 0:
                 return leaf.id, lacking // step
     return None
-
-
-def lowest_units(scores: dict[int, np.ndarray[tuple[int], np.dtype[np.float64]]], count: int) -> dict[int, list[int]]:
-    """The `count` units with the lowest scores over several widths, never all units of one."""
-    ranked = sorted((float(score), width, unit) for width, all_ in scores.items() for unit, score in enumerate(all_))
-    picked: dict[int, list[int]] = {}
-    left = {width: len(all_) - 1 for width, all_ in scores.items()}
-    for _, width, unit in ranked:
-        if sum(map(len, picked.values())) == count:
-            break
-        if left[width] > 0:
-            picked.setdefault(width, []).append(unit)
-            left[width] -= 1
-    return {width: sorted(units) for width, units in picked.items()}

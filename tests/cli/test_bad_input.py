@@ -405,13 +405,6 @@ def test_effects(refused: Refused, mlp: Path, tmp_path: Path, op: str, change: s
     contains(line, "'act2'", EFFECTS[op], "--allow-drift" if command == "prune" else "what works")
 
 
-def test_a_size_that_code_ties(refused: Refused, mlp: Path, tmp_path: Path) -> None:
-    halves = "{op: chunk, from: fc1, chunks: 2}\n  act1: {op: cat, from: ['halves[1]', 'halves[0]'], axis: 1}"
-    spec = tmp_path / "spec.yaml"
-    spec.write_text(MLP_SPEC.replace("act1: {op: relu, from: fc1}", f"halves: {halves}"))
-    contains(refused(3, "prune", mlp, "--width", "fc1[0:3]", "--duplicates", "--spec", spec), "tied")
-
-
 # -- tensors --------------------------------------------------------------------------------------------
 
 

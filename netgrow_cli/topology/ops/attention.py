@@ -10,9 +10,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from netgrow_cli.topology.graph import Node
 from netgrow_cli.topology.layout import CannotAlign, Layout, SizeMismatch
-from netgrow_cli.topology.ops.base import BOOL, INT, NUMBER, REQUIRED, TEXT, Attr, Call, Op
-from netgrow_cli.topology.ops.elementwise import broadcast
+from netgrow_cli.topology.ops.base import BOOL, INT, NUMBER, REQUIRED, TEXT, Attr, Call, Multiples, Op
+from netgrow_cli.topology.ops.elementwise import broadcast, product_multiples
 from netgrow_cli.topology.rule import Context, Value
 
 
@@ -182,6 +183,11 @@ def _alike(operands: Sequence[Any]) -> Sequence[Any]:
     return [operand.to(first.dtype) if operand.is_floating_point() else operand for operand in operands]
 
 
+def _attention_multiples(_: Node, held: Sequence[bool]) -> Multiples:
+    """Linear in the values."""
+    return "any" if [n for n, holds in enumerate(held) if holds] == [2] else "none"
+
+
 _SCALED = {"scaled": Attr(False, BOOL)}
 
 OPS = (
@@ -191,6 +197,7 @@ OPS = (
         run=_matmul,
         attrs=_SCALED,
         inputs=(2, 2),
+        multiples=product_multiples,
         doc="Product of two activations; `scaled`: divided by the root of the size that is summed over.",
     ),
     Op(
@@ -199,6 +206,7 @@ OPS = (
         run=_einsum,
         attrs={"equation": Attr(REQUIRED, TEXT), **_SCALED},
         inputs=(1, None),
+        multiples=product_multiples,
         doc="Product of activations by an equation; `scaled` as for matmul.",
     ),
     Op(
@@ -212,6 +220,7 @@ OPS = (
             "softcap": Attr(None, NUMBER),
         },
         inputs=(3, 4),
+        multiples=_attention_multiples,
         doc="softmax(q k^T scale + mask) v over (..., heads, positions, size); from: [q, k, v] or with a mask.",
     ),
 )

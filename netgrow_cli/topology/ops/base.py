@@ -27,6 +27,13 @@ mean: linear, the same for every unit: units that carry the mean of the old ones
 zero: f(0) = 0. product: zero if any operand is. normalises: the mean comes out zero. none: nothing.
 """
 
+Multiples = Literal["any", "positive", "odd", "none"]
+"""For which c a unit comes out c times another where it is so at the operands, and in what the operation makes it of.
+
+any: all. positive: c > 0. odd: c = -1. none: where the two are equal only. What the operation makes a unit of are its
+rows and biases (see `Param.grows`); what only scales it, a gain or a slope, must be equal.
+"""
+
 
 @dataclasses.dataclass(frozen=True)
 class Param:
@@ -34,12 +41,15 @@ class Param:
 
     A `#` in the name stands for a number: there are as many of these parameters as the checkpoint has.
     inside: it reads what the operation makes itself, not an operand.
+    grows: though there is one value per unit, it is what a unit is made of and no factor: a unit that comes out c times
+        another has it c times as large.
     """
 
     name: str
     start: Start = "random"
     optional: bool = False
     inside: bool = False
+    grows: bool = False
 
     @property
     def pattern(self) -> str:
@@ -97,6 +107,7 @@ class Op:
 
     inputs: how many operands it takes, (least, most); most None for any number.
     fresh: see `Fresh`; a function of the node where it depends on the settings.
+    multiples: see `Multiples`; a function where it depends on the settings, or on which operands hold the units.
     multiple: it has several outputs, `name[0]`, `name[1]`; main_output: the name alone means the first of them.
     inside: for an operation that reads what it makes itself (recurrent layers), what that is, by those parameters
         that are `inside`, the units on its last axis. It is no linear function of what it reads, but keeps zeros.
@@ -110,6 +121,7 @@ class Op:
     attrs: Mapping[str, Attr] = dataclasses.field(default_factory=dict)
     inputs: tuple[int, int | None] = (1, 1)
     fresh: Fresh = "none"
+    multiples: Multiples | Callable[[Node, Sequence[bool]], Multiples] = "none"
     consumes_axis: int | None = None
     multiple: bool = False
     main_output: bool = False
@@ -120,6 +132,10 @@ class Op:
     def param(self, name: str) -> Param | None:
         """The parameter that goes by that name."""
         return next((param for param in self.params if param.is_called(name)), None)
+
+    def multiples_of(self, node: Node, held: Sequence[bool]) -> Multiples:
+        """For which factors a node keeps units multiples of each other. held: which operands hold these units."""
+        return self.multiples(node, held) if callable(self.multiples) else self.multiples
 
     def attr(self, node: Node, name: str) -> Any:
         """A setting of a node, or its default."""

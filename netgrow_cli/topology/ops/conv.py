@@ -24,7 +24,7 @@ _TRANSPOSED_ATTRS = {
     "dilation": Attr(1, INTS),
     "groups": Attr(None, (int,)),
 }
-_PARAMS = (Param("weight"), Param("bias", "zero", optional=True))
+_PARAMS = (Param("weight"), Param("bias", "zero", optional=True, grows=True))
 
 
 def _groups(context: Context) -> int:
@@ -207,6 +207,7 @@ OPS = tuple(
             attrs=_ATTRS,
             consumes_axis=1,
             fresh="zero",
+            multiples="any",
             doc="Convolution; groups follow from the shapes, depthwise is one channel a group.",
         ),
         Op(
@@ -217,6 +218,7 @@ OPS = tuple(
             attrs=_TRANSPOSED_ATTRS,
             consumes_axis=1,
             fresh="zero",
+            multiples="any",
             doc="Transposed convolution; groups must be stated where there are any.",
         ),
     )

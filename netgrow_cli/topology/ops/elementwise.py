@@ -5,35 +5,57 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from netgrow_cli.topology.graph import Node
 from netgrow_cli.topology.layout import Fixed, Layout, SizeMismatch
-from netgrow_cli.topology.ops.base import NUMBER, TEXT, Attr, Call, Fresh, Op, Param
+from netgrow_cli.topology.ops.base import NUMBER, TEXT, Attr, Call, Fresh, Multiples, Op, Param
 from netgrow_cli.topology.rule import Context, Role, Value, notation
 
-# Activations of torch.nn.functional without settings, by whether f(0) = 0.
-_ZERO_AT_ZERO = ("relu", "relu6", "selu", "silu", "mish", "tanh", "hardswish", "softsign", "tanhshrink")
-_NOT_ZERO_AT_ZERO = ("sigmoid", "hardsigmoid", "logsigmoid")
+# Activations of torch.nn.functional without settings.
+_ACTIVATIONS: tuple[tuple[str, Fresh, Multiples], ...] = (
+    ("relu", "zero", "positive"),
+    ("relu6", "zero", "none"),
+    ("selu", "zero", "none"),
+    ("silu", "zero", "none"),
+    ("mish", "zero", "none"),
+    ("tanh", "zero", "odd"),
+    ("hardswish", "zero", "none"),
+    ("softsign", "zero", "odd"),
+    ("tanhshrink", "zero", "odd"),
+    ("sigmoid", "none", "none"),
+    ("hardsigmoid", "none", "none"),
+    ("logsigmoid", "none", "none"),
+)
 # torch's own functions of one argument.
-_UNARY_ZERO = [
-    "abs",
-    "neg",
-    "sign",
-    "square",
-    "sqrt",
-    "sin",
-    "tan",
-    "asin",
-    "atan",
-    "sinh",
-    "asinh",
-    "erf",
-    "expm1",
-    "log1p",
-    "floor",
-    "ceil",
-    "round",
-    "trunc",
-]
-_UNARY = ("exp", "exp2", "log", "log2", "log10", "reciprocal", "rsqrt", "cos", "cosh", "erfc")
+_UNARY: tuple[tuple[str, Fresh, Multiples], ...] = (
+    ("abs", "zero", "positive"),
+    ("neg", "zero", "any"),
+    ("sign", "zero", "odd"),
+    ("square", "zero", "none"),
+    ("sqrt", "zero", "none"),
+    ("sin", "zero", "odd"),
+    ("tan", "zero", "odd"),
+    ("asin", "zero", "odd"),
+    ("atan", "zero", "odd"),
+    ("sinh", "zero", "odd"),
+    ("asinh", "zero", "odd"),
+    ("erf", "zero", "odd"),
+    ("expm1", "zero", "none"),
+    ("log1p", "zero", "none"),
+    ("floor", "zero", "none"),
+    ("ceil", "zero", "none"),
+    ("round", "zero", "odd"),
+    ("trunc", "zero", "odd"),
+    ("exp", "none", "none"),
+    ("exp2", "none", "none"),
+    ("log", "none", "none"),
+    ("log2", "none", "none"),
+    ("log10", "none", "none"),
+    ("reciprocal", "none", "odd"),
+    ("rsqrt", "none", "none"),
+    ("cos", "none", "none"),
+    ("cosh", "none", "none"),
+    ("erfc", "none", "none"),
+)
 
 
 def _same(context: Context) -> tuple[Value, ...]:
@@ -150,19 +172,28 @@ def _root_scale_rule(context: Context) -> tuple[Value, ...]:
     return (source,)
 
 
-def _op(name: str, run: Callable[[Call], Any], fresh: Fresh, doc: str, attrs: dict[str, Attr] | None = None) -> Op:
-    return Op(name=name, rule=_same, run=run, fresh=fresh, attrs=attrs or {}, doc=doc)
+def _op(
+    name: str,
+    run: Callable[[Call], Any],
+    fresh: Fresh,
+    doc: str,
+    attrs: dict[str, Attr] | None = None,
+    multiples: Multiples = "none",
+) -> Op:
+    return Op(name=name, rule=_same, run=run, fresh=fresh, attrs=attrs or {}, multiples=multiples, doc=doc)
 
 
 def _number(default: float) -> Attr:
     return Attr(default, NUMBER)
 
 
+def _plain_doc(name: str, fresh: Fresh) -> str:
+    return f"{name}, f(0) = 0." if fresh == "zero" else f"{name}."
+
+
 _SIMPLE = (
-    *(_op(name, _activation(name), "zero", f"{name}, f(0) = 0.") for name in _ZERO_AT_ZERO),
-    *(_op(name, _activation(name), "none", f"{name}.") for name in _NOT_ZERO_AT_ZERO),
-    *(_op(name, _unary(name), "zero", f"{name}, f(0) = 0.") for name in _UNARY_ZERO),
-    *(_op(name, _unary(name), "none", f"{name}.") for name in _UNARY),
+    *(_op(name, _activation(name), fresh, _plain_doc(name, fresh), None, kind) for name, fresh, kind in _ACTIVATIONS),
+    *(_op(name, _unary(name), fresh, _plain_doc(name, fresh), None, kind) for name, fresh, kind in _UNARY),
 )
 
 _WITH_SETTINGS = (
@@ -173,6 +204,7 @@ _WITH_SETTINGS = (
         "zero",
         "x, or x times a slope below 0.",
         {"negative_slope": _number(0.01)},
+        "positive",
     ),
     _op(
         "hardtanh",
@@ -181,9 +213,14 @@ _WITH_SETTINGS = (
         "Between two numbers.",
         {"min_val": _number(-1.0), "max_val": _number(1.0)},
     ),
-    _op("hardshrink", _activation("hardshrink", "lambd"), "zero", "0 near 0, else x.", {"lambd": _number(0.5)}),
+    _op("hardshrink", _activation("hardshrink", "lambd"), "zero", "0 near 0, else x.", {"lambd": _number(0.5)}, "odd"),
     _op(
-        "softshrink", _activation("softshrink", "lambd"), "zero", "0 near 0, else towards it.", {"lambd": _number(0.5)}
+        "softshrink",
+        _activation("softshrink", "lambd"),
+        "zero",
+        "0 near 0, else towards it.",
+        {"lambd": _number(0.5)},
+        "odd",
     ),
     _op("elu", _activation("elu", "alpha"), "zero", "elu.", {"alpha": _number(1.0)}),
     _op("celu", _activation("celu", "alpha"), "zero", "celu.", {"alpha": _number(1.0)}),
@@ -201,7 +238,7 @@ _WITH_SETTINGS = (
         "x above the threshold, else the value.",
         {"threshold": _number(0.0), "value": _number(0.0)},
     ),
-    _op("rrelu", _rrelu, "zero", "As in evaluation.", {"lower": _number(1 / 8), "upper": _number(1 / 3)}),
+    _op("rrelu", _rrelu, "zero", "As in evaluation.", {"lower": _number(1 / 8), "upper": _number(1 / 3)}, "positive"),
     _op(
         "clamp",
         lambda call: call.inputs[0].clamp(call.attrs["min"], call.attrs["max"]),
@@ -211,7 +248,7 @@ _WITH_SETTINGS = (
     ),
     _op("pow", lambda call: call.inputs[0].pow(call.attrs["by"]), "none", "A power.", {"by": _number(2.0)}),
     *(
-        _op(name, _identity, "mean", "Nothing, as in evaluation.", {"p": _number(0.5)})
+        _op(name, _identity, "mean", "Nothing, as in evaluation.", {"p": _number(0.5)}, "any")
         for name in (
             "dropout",
             "dropout1d",
@@ -221,17 +258,39 @@ _WITH_SETTINGS = (
             "feature_alpha_dropout",
         )
     ),
-    _op("identity", _identity, "mean", "Nothing."),
+    _op("identity", _identity, "mean", "Nothing.", None, "any"),
     _op("per_unit", _per_unit, "none", "Some function of each unit alone; which one is not known."),
 )
 
-_ARITHMETIC: tuple[tuple[str, Fresh, str], ...] = (
-    ("add", "mean", "The sum that couples layers."),
-    ("sub", "mean", "A difference."),
-    ("mul", "product", "A product unit by unit: gates."),
-    ("div", "none", "A quotient unit by unit."),
-    ("maximum", "zero", "The larger, unit by unit."),
-    ("minimum", "zero", "The smaller, unit by unit."),
+MultiplesOf = Callable[[Node, Sequence[bool]], Multiples]
+
+
+def _sum_multiples(node: Node, held: Sequence[bool]) -> Multiples:
+    """What is added to units must be of units too."""
+    return "any" if all(held) and not node.attrs.get("by") else "none"
+
+
+def product_multiples(_: Node, held: Sequence[bool]) -> Multiples:
+    """Linear in each factor, not in two at once."""
+    return "any" if sum(held) == 1 else "none"
+
+
+def _quotient_multiples(_: Node, held: Sequence[bool]) -> Multiples:
+    return "any" if held[0] and not any(held[1:]) else "none"
+
+
+def _extreme_multiples(node: Node, held: Sequence[bool]) -> Multiples:
+    """A number that they are compared with is the same for all units; only zero is so for their multiples too."""
+    return "positive" if all(held) and not node.attrs.get("by") else "none"
+
+
+_ARITHMETIC: tuple[tuple[str, Fresh, MultiplesOf, str], ...] = (
+    ("add", "mean", _sum_multiples, "The sum that couples layers."),
+    ("sub", "mean", _sum_multiples, "A difference."),
+    ("mul", "product", product_multiples, "A product unit by unit: gates."),
+    ("div", "none", _quotient_multiples, "A quotient unit by unit."),
+    ("maximum", "zero", _extreme_multiples, "The larger, unit by unit."),
+    ("minimum", "zero", _extreme_multiples, "The smaller, unit by unit."),
 )
 
 OPS = (
@@ -245,9 +304,10 @@ OPS = (
             attrs={"by": Attr(None, NUMBER)},
             inputs=(1, None),
             fresh=fresh,
+            multiples=multiples,
             doc=doc,
         )
-        for name, fresh, doc in _ARITHMETIC
+        for name, fresh, multiples, doc in _ARITHMETIC
     ),
     Op(
         name="prelu",
@@ -255,6 +315,7 @@ OPS = (
         run=_prelu,
         params=(Param("weight", "quarter"),),
         fresh="zero",
+        multiples="positive",
         doc="A learnt slope below 0, one for each channel or one for all.",
     ),
     Op(
@@ -263,6 +324,7 @@ OPS = (
         run=lambda call: call.inputs[0] * _along(call, call.params["weight"]),
         params=(Param("weight", "one"),),
         fresh="zero",
+        multiples="any",
         doc="Times a learnt vector along the units (layer scale).",
     ),
     Op(
@@ -270,6 +332,7 @@ OPS = (
         rule=_root_scale_rule,
         run=lambda call: call.inputs[0] * call.inputs[0].shape[call.unit_axis] ** 0.5,
         fresh="mean",
+        multiples="any",
         doc="Times the root of the number of units, as Gemma scales its embeddings; over a width that is an effect.",
     ),
 )

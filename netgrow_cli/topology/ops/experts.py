@@ -169,6 +169,7 @@ OPS = (
         run=_dense,
         params=(Param("weight"),),
         attrs={"equation": Attr(REQUIRED, TEXT)},
+        multiples="any",
         doc="A linear layer by an equation, the weight as its second operand: `bti,hio->bhto`.",
     ),
     Op(
@@ -178,6 +179,7 @@ OPS = (
         params=(Param("weight"),),
         attrs={"equation": Attr(REQUIRED, TEXT)},
         inputs=(2, 2),
+        multiples="any",
         doc="A linear layer whose weight is chosen for each token by the second operand: `ti,t,eoi->to`.",
     ),
     Op(
@@ -187,6 +189,7 @@ OPS = (
         attrs={**_ROWS, "rows": Attr(0, INT)},
         inputs=(2, None),
         fresh="mean",
+        multiples="any",
         doc="table[i, j, ...] from `axis` on, or table[mask], which had so many `rows`; from: [table, i, j].",
     ),
     Op(

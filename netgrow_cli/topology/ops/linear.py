@@ -54,6 +54,7 @@ OPS = (
         by_rows=_linear_by_rows,
         params=(Param("weight"), Param("bias", "zero", optional=True)),
         consumes_axis=-1,
+        multiples="any",
         doc="y = x W^T + b over the last axis.",
     ),
     Op(
@@ -63,6 +64,7 @@ OPS = (
         by_rows=_linear_io_by_rows,
         params=(Param("weight"), Param("bias", "zero", optional=True)),
         consumes_axis=-1,
+        multiples="any",
         doc="y = x W + b over the last axis: the weight as (in, out), as GPT-2 has it.",
     ),
     Op(
@@ -71,6 +73,7 @@ OPS = (
         run=_embedding,
         by_rows=_embedding_by_rows,
         params=(Param("weight"),),
+        multiples="any",
         doc="Rows of a table, chosen by integers.",
     ),
 )

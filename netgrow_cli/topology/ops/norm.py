@@ -9,8 +9,8 @@ from netgrow_cli.topology.layout import CannotAlign
 from netgrow_cli.topology.ops.base import INT, NUMBER, REQUIRED, Attr, Call, Op, Param, axis_in
 from netgrow_cli.topology.rule import Context, RuleFunction, Value, notation
 
-_GAIN = (Param("weight", "one", optional=True), Param("bias", "zero", optional=True))
-_STATISTICS = (Param("running_mean", "zero"), Param("running_var", "one"))
+_GAIN = (Param("weight", "one", optional=True), Param("bias", "zero", optional=True, grows=True))
+_STATISTICS = (Param("running_mean", "zero", grows=True), Param("running_var", "one"))
 
 
 def _batch_norm(call: Call) -> Any:
@@ -162,6 +162,7 @@ OPS = (
         params=(*_GAIN, *_STATISTICS),
         attrs={"eps": Attr(1e-5, NUMBER)},
         fresh="zero",
+        multiples="any",
         doc="As in evaluation: running statistics, each channel alone.",
     ),
     Op(

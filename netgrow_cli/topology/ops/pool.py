@@ -6,8 +6,21 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from netgrow_cli.topology.graph import Node
 from netgrow_cli.topology.layout import CannotAlign, Fixed, product
-from netgrow_cli.topology.ops.base import BOOL, INTS, NUMBER, REQUIRED, TEXT, Attr, Call, Op, several, spatial
+from netgrow_cli.topology.ops.base import (
+    BOOL,
+    INTS,
+    NUMBER,
+    REQUIRED,
+    TEXT,
+    Attr,
+    Call,
+    Multiples,
+    Op,
+    several,
+    spatial,
+)
 from netgrow_cli.topology.rule import Context, RuleFunction, Value
 
 
@@ -120,6 +133,11 @@ def _pad(call: Call) -> Any:
     return call.functional.pad(call.inputs[0], list(call.attrs["padding"]), mode=mode, value=value)
 
 
+def _pad_multiples(node: Node, _: Sequence[bool]) -> Multiples:
+    """A number that stands around is the same for all units."""
+    return "none" if node.attrs.get("mode", "constant") == "constant" and node.attrs.get("value") else "any"
+
+
 def _patches(context: Context, extents: Sequence[int]) -> tuple[int, int]:
     """How many places a window has in an image of that size, and how many values it sees in each channel."""
     kernel, stride, dilation = (spatial(context, name, 2, 1) for name in ("kernel_size", "stride", "dilation"))
@@ -193,6 +211,7 @@ OPS = (
                 run=_window(f"max_pool{dims}d", tuple(_MAX)),
                 attrs=_MAX,
                 fresh="zero",
+                multiples="positive",
                 doc="The largest of each window.",
             ),
             Op(
@@ -201,6 +220,7 @@ OPS = (
                 run=_window(f"avg_pool{dims}d", tuple(_AVERAGE)),
                 attrs=_AVERAGE,
                 fresh="mean",
+                multiples="any",
                 doc="The mean of each window.",
             ),
             Op(
@@ -209,6 +229,7 @@ OPS = (
                 run=_adaptive(f"adaptive_avg_pool{dims}d", dims),
                 attrs={"output_size": Attr(1, INTS)},
                 fresh="mean",
+                multiples="any",
                 doc="Means over windows that give the stated number of positions.",
             ),
             Op(
@@ -217,6 +238,7 @@ OPS = (
                 run=_adaptive(f"adaptive_max_pool{dims}d", dims),
                 attrs={"output_size": Attr(1, INTS)},
                 fresh="zero",
+                multiples="positive",
                 doc="Maxima over windows that give the stated number of positions.",
             ),
         )
@@ -231,6 +253,7 @@ OPS = (
             "align_corners": Attr(None, BOOL),
         },
         fresh="mean",
+        multiples="any",
         doc="More positions, by a whole factor.",
     ),
     Op(
@@ -239,6 +262,7 @@ OPS = (
         run=_folding("unfold"),
         attrs=_FOLDING,
         fresh="zero",
+        multiples="any",
         doc="Windows of an image side by side: (batch, channels times taps, places).",
     ),
     Op(
@@ -247,6 +271,7 @@ OPS = (
         run=_folding("fold"),
         attrs={"output_size": Attr(REQUIRED, INTS), **_FOLDING},
         fresh="zero",
+        multiples="any",
         doc="Windows added back into an image.",
     ),
     Op(
@@ -259,6 +284,7 @@ OPS = (
             "value": Attr(0.0, NUMBER),
         },
         fresh="none",
+        multiples=_pad_multiples,
         doc="More positions around, as torch.nn.functional.pad counts them.",
     ),
 )

@@ -103,6 +103,7 @@ OPS = (
             "longer_than": Attr(None, INT),
         },
         fresh="mean",
+        multiples="any",
         doc="Rotary positions over (..., positions, size): pairs of the last axis turned, which freezes these.",
     ),
     Op(

@@ -8,7 +8,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from netgrow_cli.topology.layout import CannotAlign, Fixed, Layout, SizeMismatch, concat, leaves, product
-from netgrow_cli.topology.ops.base import BOOL, INT, INTS, NUMBER, REQUIRED, Attr, Call, Fresh, Op, axes_in, axis_in
+from netgrow_cli.topology.ops.base import (
+    BOOL,
+    INT,
+    INTS,
+    NUMBER,
+    REQUIRED,
+    Attr,
+    Call,
+    Fresh,
+    Multiples,
+    Op,
+    axes_in,
+    axis_in,
+)
 from netgrow_cli.topology.rule import Context, Value
 
 
@@ -338,11 +351,11 @@ def _vector_norm(call: Call) -> Any:
 _AXIS = {"axis": Attr(None, INT)}
 _REDUCE = {"axes": Attr(None, INTS), "keepdim": Attr(False, BOOL)}
 
-_REDUCTIONS: tuple[tuple[str, Fresh, str], ...] = (
-    ("mean", "mean", "Mean over positions, or over stated axes."),
-    ("sum", "mean", "Sum over positions, or over stated axes."),
-    ("amax", "zero", "Largest over positions, or over stated axes."),
-    ("amin", "zero", "Smallest over positions, or over stated axes."),
+_REDUCTIONS: tuple[tuple[str, Fresh, Multiples, str], ...] = (
+    ("mean", "mean", "any", "Mean over positions, or over stated axes."),
+    ("sum", "mean", "any", "Sum over positions, or over stated axes."),
+    ("amax", "zero", "positive", "Largest over positions, or over stated axes."),
+    ("amin", "zero", "positive", "Smallest over positions, or over stated axes."),
 )
 
 OPS = (
@@ -352,6 +365,7 @@ OPS = (
         run=_flatten,
         attrs={"start": Attr(1, INT), "end": Attr(-1, INT)},
         fresh="mean",
+        multiples="any",
         doc="Axes from `start` to `end` as one.",
     ),
     Op(
@@ -360,6 +374,7 @@ OPS = (
         run=_reshape,
         attrs={"shape": Attr(REQUIRED, (list, tuple))},
         fresh="mean",
+        multiples="any",
         doc="Regroups axes; 0 keeps an axis, -1 is what remains, a name is a size from `dims`.",
     ),
     Op(
@@ -368,6 +383,7 @@ OPS = (
         run=lambda call: call.inputs[0].permute(*call.attrs["axes"]),
         attrs={"axes": Attr(REQUIRED, (list, tuple))},
         fresh="mean",
+        multiples="any",
         doc="Axes in another order.",
     ),
     Op(
@@ -376,6 +392,7 @@ OPS = (
         run=lambda call: call.inputs[0].transpose(*call.attrs["axes"]),
         attrs={"axes": Attr((-2, -1), (list, tuple))},
         fresh="mean",
+        multiples="any",
         doc="Two axes exchanged.",
     ),
     Op(
@@ -384,6 +401,7 @@ OPS = (
         run=lambda call: call.inputs[0].unsqueeze(call.attrs["axis"]),
         attrs={"axis": Attr(-1, INT)},
         fresh="mean",
+        multiples="any",
         doc="A new axis of size one.",
     ),
     Op(
@@ -392,6 +410,7 @@ OPS = (
         run=lambda call: call.inputs[0].reshape(call.shape()),
         attrs=_AXIS,
         fresh="mean",
+        multiples="any",
         doc="An axis of size one taken away.",
     ),
     Op(
@@ -401,6 +420,7 @@ OPS = (
         attrs={**_AXIS, "ranges": Attr(None, (tuple,))},
         inputs=(1, None),
         fresh="mean",
+        multiples="any",
         doc="Operands one after the other along the units, or along `axis`.",
     ),
     Op(
@@ -409,6 +429,7 @@ OPS = (
         run=_slice,
         attrs={**_AXIS, "start": Attr(0, INT), "stop": Attr(None, INT)},
         fresh="mean",
+        multiples="any",
         doc="A range of the units, or of `axis`.",
     ),
     Op(
@@ -418,6 +439,7 @@ OPS = (
         attrs={**_AXIS, "sizes": Attr(REQUIRED, INTS)},
         multiple=True,
         fresh="mean",
+        multiples="any",
         doc="Cut by stated sizes, or by one size repeated; read as name[0], name[1].",
     ),
     Op(
@@ -427,6 +449,7 @@ OPS = (
         attrs={**_AXIS, "chunks": Attr(REQUIRED, INT)},
         multiple=True,
         fresh="mean",
+        multiples="any",
         doc="Cut into equal parts; read as name[0], name[1].",
     ),
     Op(
@@ -443,10 +466,19 @@ OPS = (
         run=_vector_norm,
         attrs={**_REDUCE, "ord": Attr(2.0, NUMBER)},
         fresh="zero",
+        multiples="positive",
         doc="Norm over positions, or over stated axes.",
     ),
     *(
-        Op(name=name, rule=_reduce_rule, run=_reduce(name), attrs=_REDUCE, fresh=fresh, doc=doc)
-        for name, fresh, doc in _REDUCTIONS
+        Op(
+            name=name,
+            rule=_reduce_rule,
+            run=_reduce(name),
+            attrs=_REDUCE,
+            fresh=fresh,
+            multiples=multiples,
+            doc=doc,
+        )
+        for name, fresh, multiples, doc in _REDUCTIONS
     ),
 )

@@ -234,6 +234,7 @@ OPS = (
         run=lambda call: call.params["weight"],
         params=(Param("weight"),),
         inputs=(0, 0),
+        multiples="any",
         doc="A tensor of the checkpoint as a value: a class token, a position table, a layer scale.",
     ),
     Op(
@@ -250,6 +251,7 @@ OPS = (
         run=lambda call: call.inputs[0].expand(call.shape()),
         attrs={"sizes": Attr(REQUIRED, (list, tuple))},
         fresh="mean",
+        multiples="any",
         doc="Axes of size 1 repeated; -1 keeps an axis.",
     ),
     Op(
@@ -258,6 +260,7 @@ OPS = (
         run=lambda call: call.inputs[0].select(call.attrs["axis"], call.attrs["index"]),
         attrs={"axis": Attr(REQUIRED, INT), "index": Attr(REQUIRED, INT)},
         fresh="mean",
+        multiples="any",
         doc="One index of an axis, which goes.",
     ),
     Op(
@@ -267,6 +270,7 @@ OPS = (
         attrs={"axis": Attr(0, INT)},
         multiple=True,
         fresh="mean",
+        multiples="any",
         doc="An axis taken apart; read as name[0], name[1].",
     ),
     Op(
@@ -276,6 +280,7 @@ OPS = (
         attrs={"axis": Attr(0, INT)},
         inputs=(1, None),
         fresh="zero",
+        multiples="any",
         doc="Operands side by side along a new axis.",
     ),
     Op(
@@ -284,6 +289,7 @@ OPS = (
         run=_roll,
         attrs={"shifts": Attr(REQUIRED, INTS), "axes": Attr(REQUIRED, INTS)},
         fresh="mean",
+        multiples="any",
         doc="Positions moved around.",
     ),
     Op(
@@ -292,6 +298,7 @@ OPS = (
         run=_strided,
         attrs={"axis": Attr(REQUIRED, INT), "start": Attr(0, INT), "step": Attr(REQUIRED, INT)},
         fresh="mean",
+        multiples="any",
         doc="Every so-manieth index of an axis.",
     ),
     Op(
@@ -300,6 +307,7 @@ OPS = (
         run=lambda call: call.inputs[0][call.inputs[1]],
         inputs=(2, 2),
         fresh="mean",
+        multiples="any",
         doc="table[index]: rows of the first operand, chosen by the second.",
     ),
     Op(
