@@ -197,7 +197,7 @@ def main() -> int:
         measure(protocol, results, given.seeds)
     from benchmarks.study_pictures import draw_recycling
 
-    lines = results.lines()
+    lines = results.complete(list(CONDITIONS))
     text = figures(lines, protocol)
     print(text)
     studying.write_between(studying.PAGE, "recycling", text)

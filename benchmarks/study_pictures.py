@@ -141,10 +141,11 @@ def with_changes(dead: Floats, after: Floats, epochs: int) -> tuple[Floats, Floa
 
 
 def draw_growing(lines: Sequence[Line], protocol: growing.Protocol, path: Path) -> None:
-    """Loss over compute, and what it is of the large network's at the same compute."""
+    """Loss over compute, and what it is of the large network's at the same compute. (Halved rates: in the table.)"""
     found = growing.curves(lines, protocol)
     ratios = growing.relative(growing.steady(found, protocol))
-    colours = dict(zip(found, (GREY, BLUE, ORANGE, GREY, ORANGE, PURPLE), strict=True))
+    pictured = [name for name in found if name == growing.RETRAINED or not growing.CONDITIONS[name].halves]
+    colours = dict(zip(pictured, (GREY, BLUE, ORANGE, PURPLE), strict=True))
     scale = protocol.budget / 1e9
     with mpl.rc_context(STYLE):
         figure, upper, lower = two_panels()
@@ -154,7 +155,7 @@ def draw_growing(lines: Sequence[Line], protocol: growing.Protocol, path: Path) 
         )
         upper.set_yscale("log")
         for condition, colour in colours.items():
-            style = ":" if condition == growing.RETRAINED else "--" if growing.CONDITIONS[condition].halves else "-"
+            style = "--" if condition == growing.RETRAINED else "-"
             for panel, curves in ((loss, found), (ratio, ratios)):
                 x = np.array([at for at, _ in curves[condition][0]]) * scale
                 runs = np.array([[value for _, value in curve] for curve in curves[condition]])

@@ -128,6 +128,15 @@ class Results:
                 sys.exit(f"{self.path} has results of another protocol; remove it to run the study anew")
         return found
 
+    def complete(self, conditions: Sequence[str]) -> list[Line]:
+        """Those of the seeds that all conditions have been run with."""
+        found = self.lines()
+        seeds = [{line["seed"] for line in of(found, condition)} for condition in conditions]
+        there = set.intersection(*seeds)
+        if not there:
+            sys.exit(f"{self.path} has no seed yet that all conditions have been run with")
+        return [line for line in found if line["seed"] in there]
+
     def missing(self, conditions: Sequence[str], seeds: int) -> Iterator[tuple[str, int]]:
         """What has yet to be run, seed by seed, so that an interrupted study has whole seeds."""
         there = {(line["condition"], line["seed"]) for line in self.lines()}

@@ -136,6 +136,11 @@ def test_results_go_on_where_they_ended_and_do_not_mix(tmp_path: Path) -> None:
     results = Results(tmp_path / "kept.jsonl", {"rate": 1.0})
     results.add("a", 0, 1.0, {"loss": [1.0]})
     assert list(results.missing(["a", "b"], 2)) == [("b", 0), ("a", 1), ("b", 1)]
+    with pytest.raises(SystemExit, match="no seed yet"):
+        results.complete(["a", "b"])
+    results.add("b", 0, 1.0, {"loss": [2.0]})
+    results.add("a", 1, 1.0, {"loss": [3.0]})
+    assert [line["loss"] for line in results.complete(["a", "b"])] == [[1.0], [2.0]]
     with pytest.raises(SystemExit, match="another protocol"):
         Results(results.path, {"rate": 2.0}).lines()
 
