@@ -9,7 +9,7 @@ READY = $(VENV)/.ready
 ZOO = .venv-zoo
 ZOO_READY = $(ZOO)/.ready
 
-.PHONY: demo test lint samples bench zoo zoo-table clean
+.PHONY: demo test lint samples bench studies zoo zoo-table clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -50,6 +50,12 @@ samples: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.startup
+
+# Networks in training, recycled and grown: minutes. What is kept in benchmarks/*.jsonl is not run again.
+studies: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[benchmarks]'
+	$(BIN)/python -m benchmarks.recycling
+	$(BIN)/python -m benchmarks.growing
 
 clean:
 	rm -rf $(VENV) $(ZOO) demo-out build dist *.egg-info
