@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from netgrow_cli.checkpoint.dtypes import torch_form
-from netgrow_cli.checkpoint.numbers import stored_dtype
 from netgrow_cli.checkpoint.types import TensorInfo
 from netgrow_cli.topology.library import decoded, given, in_numpy, numbers
 
@@ -54,6 +53,8 @@ class Rows:
 
     def _arrays(self, dtype: Any) -> Iterator[tuple[int, Any]]:
         import numpy as np
+
+        from netgrow_cli.checkpoint.numbers import stored_dtype
 
         count, width = self.shape
         step = max(1, min(count, NUMPY_BLOCK // max(1, width)))
