@@ -5,19 +5,21 @@ from __future__ import annotations
 from netgrow_cli.topology.ops import (
     attention,
     conv,
+    cutting,
     elementwise,
     experts,
     linear,
     norm,
     pool,
     recurrent,
+    reduce,
     rotary,
     shape,
     tensor,
 )
 from netgrow_cli.topology.ops.base import Attr, Call, Op, Param
 
-_FILES = (linear, conv, norm, elementwise, pool, shape, attention, rotary, recurrent, tensor, experts)
+_FILES = (linear, conv, norm, elementwise, pool, shape, cutting, reduce, attention, rotary, recurrent, tensor, experts)
 OPS: dict[str, Op] = {op.name: op for file in _FILES for op in file.OPS}
 
 # Other names that people use for the same operation.

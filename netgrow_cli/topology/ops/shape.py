@@ -1,25 +1,18 @@
-"""Operations that move, cut, join and regroup axes: here rules are functions, not notation."""
+"""Operations that move and regroup axes: here rules are functions, not notation."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
-from netgrow_cli.topology.layout import CannotAlign, Fixed, Layout, SizeMismatch, concat, leaves, product
+from netgrow_cli.topology.layout import CannotAlign, Fixed, Layout, leaves, product
 from netgrow_cli.topology.ops import bounds
 from netgrow_cli.topology.ops.base import (
-    BOOL,
     INT,
-    INTS,
-    NUMBER,
     REQUIRED,
     Attr,
-    Bounds,
     Call,
-    Fresh,
-    Multiples,
     Op,
     axes_in,
     axis_in,
@@ -27,7 +20,7 @@ from netgrow_cli.topology.ops.base import (
 from netgrow_cli.topology.rule import Context, Value
 
 
-def _axis(context: Context, name: str = "axis") -> int:
+def stated_axis(context: Context, name: str = "axis") -> int:
     """A stated axis, else the one with the units."""
     source, stated = context.inputs[0], context.attr(name)
     if stated is None:
@@ -35,7 +28,8 @@ def _axis(context: Context, name: str = "axis") -> int:
     return axis_in(context, stated, len(source.axes), name)
 
 
-def _replaced(source: Value, axis: int, layout: Layout) -> Value:
+def replaced(source: Value, axis: int, layout: Layout) -> Value:
+    """A value with another layout in the place of one."""
     return Value((*source.axes[:axis], layout, *source.axes[axis + 1 :]), source.unit_axis, source.integer)
 
 
@@ -161,7 +155,7 @@ def _unsqueeze_rule(context: Context) -> tuple[Value, ...]:
 
 
 def _squeeze_rule(context: Context) -> tuple[Value, ...]:
-    source, axis = context.inputs[0], _axis(context)
+    source, axis = context.inputs[0], stated_axis(context)
     if source.axes[axis].size != 1:
         context.fail(f"axis {axis} of its input {list(source.shape)} is not of size 1", "attr:axis")
     context.layouts.freeze(source.axes[axis], f"squeezed away by {context.node.name}")
@@ -169,243 +163,7 @@ def _squeeze_rule(context: Context) -> tuple[Value, ...]:
     return (Value(axes, max(0, source.unit_axis - (axis <= source.unit_axis))),)
 
 
-# -- joining and cutting ---------------------------------------------------------------------------
-
-
-def _cat_rule(context: Context) -> tuple[Value, ...]:
-    axis = _axis(context)
-    first = context.inputs[0]
-    for value in context.inputs[1:]:
-        if len(value.axes) != len(first.axes):
-            context.fail(f"its operands have shapes {list(first.shape)} and {list(value.shape)}", "from")
-        for position, (one, other) in enumerate(zip(first.axes, value.axes, strict=True)):
-            if position == axis:
-                continue
-            try:
-                context.layouts.unify(one, other)
-            except SizeMismatch:
-                shapes = f"{list(first.shape)} and {list(value.shape)}"
-                context.fail(f"its operands have shapes {shapes}, which differ at axis {position}", "from")
-    joined = concat([value.axes[axis] for value in context.inputs])
-    _check_ranges(context, axis)
-    return (_replaced(first, axis, context.layouts.resolve(joined)),)
-
-
-def _check_ranges(context: Context, axis: int) -> None:
-    """Ranges that a spec states for the sources of a layer must be the sources' own sizes."""
-    ranges = context.attr("ranges")
-    lead: list[Layout] = []
-    for position, (start, stop) in enumerate(ranges or ()):
-        layout = context.inputs[position].axes[axis]
-        if stop - start != layout.size:
-            context.fail(
-                f"reads {start}:{stop} ({stop - start} units) from {str(context.node.inputs[position])!r}, "
-                f"which has {layout.size}",
-                f"range:{position}",
-            )
-        context.site(f"range:{position}", layout, lead, in_code=False)
-        lead = [*lead, layout]
-
-
-def _on(call: Call) -> int:
-    """The stated axis, or that of the units."""
-    axis: int | None = call.attrs["axis"]
-    return call.outputs[0].unit_axis if axis is None else axis
-
-
-def _cat(call: Call) -> Any:
-    return call.torch.cat(list(call.inputs), _on(call))
-
-
-def _cat_in_numpy(call: Call) -> Any:
-    return call.np.concatenate(call.inputs, _on(call))
-
-
-def _pieces(context: Context, axis: int, cuts: Sequence[int]) -> tuple[Layout, ...]:
-    """Cut an axis, or freeze it where it cannot be cut."""
-    layout = context.inputs[0].axes[axis]
-    try:
-        return context.layouts.cut(layout, cuts)
-    except CannotAlign as clash:
-        why = f"{context.node.op} {context.node.name}: {clash}"
-        context.layouts.freeze(layout, why)
-        bounds = [0, *cuts, layout.size]
-        return tuple(Fixed(b - a, why) for a, b in itertools.pairwise(bounds))
-
-
-def _slice_rule(context: Context) -> tuple[Value, ...]:
-    source, axis = context.inputs[0], _axis(context)
-    size = source.axes[axis].size
-    start, stop = context.attr("start") or 0, context.attr("stop")
-    stop = size if stop is None else stop
-    if not 0 <= start < stop <= size:
-        context.fail(f"the range {start}:{stop} is not inside its source, which has {size} units here", "range")
-    cuts = [cut for cut in (start, stop) if 0 < cut < size]
-    pieces = list(_pieces(context, axis, cuts))
-    lead = [pieces.pop(0)] if start > 0 else []
-    if "attr:start" in context.node.marks or "attr:stop" in context.node.marks:
-        # Stated as two settings of the layer, not as a range in a reference.
-        context.site("start", concat(lead))
-        if context.attr("stop") is not None:
-            context.site("stop", concat([*lead, pieces[0]]))
-    else:
-        context.site("range", pieces[0], lead)
-    return (_replaced(source, axis, pieces[0]),)
-
-
-def _slice(call: Call) -> Any:
-    axis = _on(call)
-    return call.inputs[0].narrow(axis, call.attrs["start"] or 0, call.shape()[axis])
-
-
-def _slice_in_numpy(call: Call) -> Any:
-    axis, start = _on(call), call.attrs["start"] or 0
-    return _span(call.inputs[0], axis, start, start + call.shape()[axis])
-
-
-def _span(x: Any, axis: int, start: int, stop: int) -> Any:
-    return x[(slice(None),) * (axis % x.ndim) + (slice(start, stop),)]
-
-
-def _split_rule(context: Context) -> tuple[Value, ...]:
-    source, axis = context.inputs[0], _axis(context)
-    sizes, total = context.attr("sizes"), source.axes[axis].size
-    if isinstance(sizes, int):
-        if sizes < 1:
-            context.fail(f"sizes: {sizes} should be from 1 up", "attr:sizes")
-        parts = [sizes] * (total // sizes) + ([total % sizes] if total % sizes else [])
-    else:
-        if not all(isinstance(size, (int, str)) for size in sizes):
-            context.fail(f"sizes: {sizes!r} should be numbers or names from `dims`", "attr:sizes")
-        parts = [context.size(size) for size in sizes]
-        if any(part < 1 for part in parts):
-            context.fail(f"sizes: {parts} should be from 1 up", "attr:sizes")
-    if sum(parts) != total:
-        context.fail(f"sizes {parts} add up to {sum(parts)}, its input has {total}", "attr:sizes")
-    pieces = _pieces(context, axis, [sum(parts[:count]) for count in range(1, len(parts))])
-    if isinstance(sizes, int):
-        context.site("sizes", pieces[0])
-        context.tie([piece for piece in pieces if piece.size == sizes], f"split {context.node.name} by one size")
-    else:
-        for position, piece in enumerate(pieces):
-            context.site(f"sizes[{position}]", piece)
-    return tuple(_replaced(source, axis, piece) for piece in pieces)
-
-
-def _chunk_rule(context: Context) -> tuple[Value, ...]:
-    source, axis = context.inputs[0], _axis(context)
-    count, total = context.attr("chunks"), source.axes[axis].size
-    if count < 1:
-        context.fail(f"chunks: {count} should be from 1 up", "attr:chunks")
-    each = total // count
-    if total % count:
-        context.fail(f"{total} units do not fall into {count} equal chunks", "attr:chunks")
-    pieces = _pieces(context, axis, [each * n for n in range(1, count)])
-    context.tie(pieces, f"chunk {context.node.name} cuts into {count} equal parts")
-    return tuple(_replaced(source, axis, piece) for piece in pieces)
-
-
-def _cut_by_layout(call: Call) -> Any:
-    axis = _on(call)
-    return call.torch.split(call.inputs[0], [value.shape[axis] for value in call.outputs], axis)
-
-
-def _cut_in_numpy(call: Call) -> Any:
-    axis = _on(call)
-    ends = [0, *itertools.accumulate(value.shape[axis] for value in call.outputs)]
-    return tuple(_span(call.inputs[0], axis, start, stop) for start, stop in itertools.pairwise(ends))
-
-
-def _glu_rule(context: Context) -> tuple[Value, ...]:
-    source, axis = context.inputs[0], _axis(context)
-    size = source.axes[axis].size
-    if size % 2:
-        context.fail(f"{size} units do not fall into two halves", "from")
-    halves = _pieces(context, axis, [size // 2])
-    context.layouts.unify(halves[0], halves[1])
-    return (_replaced(source, axis, context.layouts.resolve(halves[0])),)
-
-
-def _glu(call: Call) -> Any:
-    return call.functional.glu(call.inputs[0], _on(call))
-
-
-def _glu_in_numpy(call: Call) -> Any:
-    axis, x = _on(call), call.inputs[0]
-    half = x.shape[axis] // 2
-    return _span(x, axis, 0, half) / (1.0 + call.np.exp(-_span(x, axis, half, 2 * half)))
-
-
-# -- sums over axes --------------------------------------------------------------------------------
-
-
-def _reduce_axes(context: Context) -> list[int]:
-    source, stated = context.inputs[0], context.attr("axes")
-    if stated is None:
-        return [n for n in range(1, len(source.axes)) if n != source.unit_axis]
-    return sorted(axes_in(context, stated))
-
-
-def _reduce_rule(context: Context) -> tuple[Value, ...]:
-    source, gone = context.inputs[0], _reduce_axes(context)
-    for axis in gone:
-        context.effect(context.node.op, source.axes[axis], axis)
-    if context.attr("keepdim"):
-        one = Fixed(1, "an axis of size one")
-        axes = tuple(one if n in gone else axis for n, axis in enumerate(source.axes))
-        return (Value(axes, source.unit_axis),)
-    axes = tuple(axis for n, axis in enumerate(source.axes) if n not in gone)
-    unit = source.unit_axis - sum(1 for axis in gone if axis < source.unit_axis)
-    return (Value(axes, max(0, min(unit, len(axes) - 1))),)
-
-
-def _reduce(name: str) -> Any:
-    def run(call: Call) -> Any:
-        axes = _reduced(call)
-        return (
-            getattr(call.torch, name)(call.inputs[0], dim=axes, keepdim=call.attrs["keepdim"])
-            if axes
-            else call.inputs[0]
-        )
-
-    return run
-
-
-def _reduce_in_numpy(name: str) -> Any:
-    def run(call: Call) -> Any:
-        axes = _reduced(call)
-        return (
-            getattr(call.np, name)(call.inputs[0], axis=axes, keepdims=call.attrs["keepdim"])
-            if axes
-            else call.inputs[0]
-        )
-
-    return run
-
-
-def _reduced(call: Call) -> tuple[int, ...]:
-    """The axes that are summed over."""
-    stated = call.attrs["axes"]
-    if stated is None:
-        return tuple(n for n in range(1, call.inputs[0].ndim) if n != call.unit_axis)
-    return tuple(stated) if isinstance(stated, (list, tuple)) else (stated,)
-
-
-def _vector_norm(call: Call) -> Any:
-    x, stated = call.inputs[0], call.attrs["axes"]
-    axes = [n for n in range(1, x.dim()) if n != call.unit_axis] if stated is None else stated
-    return call.torch.linalg.vector_norm(x, call.attrs["ord"], axes, call.attrs["keepdim"])
-
-
 _AXIS = {"axis": Attr(None, INT)}
-_REDUCE = {"axes": Attr(None, INTS), "keepdim": Attr(False, BOOL)}
-
-_REDUCTIONS: tuple[tuple[str, Bounds, Fresh, Multiples, str], ...] = (
-    ("mean", bounds.average, "mean", "any", "Mean over positions, or over stated axes."),
-    ("sum", bounds.total, "mean", "any", "Sum over positions, or over stated axes."),
-    ("amax", bounds.picks, "zero", "positive", "Largest over positions, or over stated axes."),
-    ("amin", bounds.picks_least, "zero", "positive", "Smallest over positions, or over stated axes."),
-)
 
 OPS = (
     Op(
@@ -473,86 +231,5 @@ OPS = (
         fresh="mean",
         multiples="any",
         doc="An axis of size one taken away.",
-    ),
-    Op(
-        name="cat",
-        rule=_cat_rule,
-        run=_cat,
-        numpy=_cat_in_numpy,
-        bounds=bounds.moves,
-        attrs={**_AXIS, "ranges": Attr(None, (tuple,))},
-        inputs=(1, None),
-        fresh="mean",
-        multiples="any",
-        doc="Operands one after the other along the units, or along `axis`.",
-    ),
-    Op(
-        name="slice",
-        rule=_slice_rule,
-        run=_slice,
-        numpy=_slice_in_numpy,
-        bounds=bounds.moves,
-        attrs={**_AXIS, "start": Attr(0, INT), "stop": Attr(None, INT)},
-        fresh="mean",
-        multiples="any",
-        doc="A range of the units, or of `axis`.",
-    ),
-    Op(
-        name="split",
-        rule=_split_rule,
-        run=_cut_by_layout,
-        numpy=_cut_in_numpy,
-        bounds=bounds.moves,
-        attrs={**_AXIS, "sizes": Attr(REQUIRED, INTS)},
-        multiple=True,
-        fresh="mean",
-        multiples="any",
-        doc="Cut by stated sizes, or by one size repeated; read as name[0], name[1].",
-    ),
-    Op(
-        name="chunk",
-        rule=_chunk_rule,
-        run=_cut_by_layout,
-        numpy=_cut_in_numpy,
-        bounds=bounds.moves,
-        attrs={**_AXIS, "chunks": Attr(REQUIRED, INT)},
-        multiple=True,
-        fresh="mean",
-        multiples="any",
-        doc="Cut into equal parts; read as name[0], name[1].",
-    ),
-    Op(
-        name="glu",
-        rule=_glu_rule,
-        run=_glu,
-        numpy=_glu_in_numpy,
-        bounds=bounds.gated,
-        attrs=_AXIS,
-        fresh="zero",
-        doc="First half times sigmoid of the second.",
-    ),
-    Op(
-        name="vector_norm",
-        rule=_reduce_rule,
-        run=_vector_norm,
-        bounds=bounds.ranging(0.0, None),
-        attrs={**_REDUCE, "ord": Attr(2.0, NUMBER)},
-        fresh="zero",
-        multiples="positive",
-        doc="Norm over positions, or over stated axes.",
-    ),
-    *(
-        Op(
-            name=name,
-            rule=_reduce_rule,
-            run=_reduce(name),
-            numpy=_reduce_in_numpy(name),
-            bounds=known,
-            attrs=_REDUCE,
-            fresh=fresh,
-            multiples=multiples,
-            doc=doc,
-        )
-        for name, known, fresh, multiples, doc in _REDUCTIONS
     ),
 )
