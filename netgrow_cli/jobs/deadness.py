@@ -69,8 +69,9 @@ def _note(
     found = f"{info.name}: {len(dead)} of {info.size} units dead {seen.text()}"
     if not dead:
         return found
-    count = "all" if len(proven) == len(dead) else str(len(proven) or "none")
-    return f"{found}, {count} of them proven dead {bounds.text()}"
+    if not proven:
+        return f"{found}, none of them proven"
+    return f"{found}, {'all' if len(proven) == len(dead) else len(proven)} of them proven dead {bounds.text()}"
 
 
 def removed(job: Job, width: int, units: Sequence[int]) -> WidthChange:
