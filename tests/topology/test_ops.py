@@ -581,6 +581,9 @@ CASES += [
     case("vector_norm", (3, 4, 5), lambda x: torch.linalg.vector_norm(x, 3.0, (-1, 1)), dim=[-1, 1], ord=3.0),
     case("pad", (3, 4, 5, 6), lambda x: F.pad(x, (1, 2, 0, 0, 0, 0)), padding=[1, 2, 0, 0, 0, 0]),
     case("pad", (3, 5, 6, 4), lambda x: F.pad(x, (0, 0, 1, 2)), padding=[0, 0, 1, 2]),
+    case("pad", (3, 4, 5), lambda x: F.pad(x, (1, 1, 2, 1)), padding=[1, 1, 2, 1]),
+    case("pad", (3, 4, 5), lambda x: F.pad(x, (0, 0, -1, 2)), padding=[0, 0, -1, 2]),
+    case("pad", (3, 4, 5), lambda x: F.pad(x, (0, 0, 1, 1), "reflect"), padding=[0, 0, 1, 1], mode="reflect"),
 ]
 
 
@@ -790,7 +793,6 @@ WRONG = [
     (case("upsample", (3, 4), None), "positions behind"),
     (case("upsample", (3, 4, 5), None, scale_factor=0), "scale_factor: 0"),
     (case("pad", (3, 4, 5), None, padding=[1]), "two numbers for each axis"),
-    (case("pad", (3, 4, 5), None, padding=[1, 1, 1, 1]), "padding of the units"),
     (case("softmax", (3, 4), None, axis=2), "axis: 2 is no axis"),
     (case("normalize", (3, 4), None, axis=-3), "axis: -3 is no axis"),
     (case("layer_norm", (3, 4), None, dims=3), "cannot normalise 3 axes"),

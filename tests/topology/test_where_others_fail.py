@@ -72,6 +72,19 @@ class Shuffle(nn.Module):
         return self.c(F.relu(self.b(x.view(batch, -1, height, width))))
 
 
+class PaddedShortcut(nn.Module):
+    """The shortcut of ResNets for CIFAR: more channels, by zeros around those that are there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 8, 3, stride=2, padding=1)
+        self.c = nn.Conv2d(8, 3, 1)
+
+    def forward(self, x):
+        x = F.relu(self.a(x))
+        return self.c(F.relu(self.b(x) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))))
+
+
 class SideBySide(nn.Module):
     """The same units twice in one axis."""
 
@@ -148,6 +161,7 @@ CASES = [
     Case("channel shuffle", Shuffle, IMAGE, [3, 4]),
     Case("channels last", ChannelsLast, IMAGE, [5]),
     Case("cat([x, x])", SideBySide, VECTOR, [6]),
+    Case("channels padded with zeros", PaddedShortcut, IMAGE, [4]),
     Case("cat of cats", Dense, IMAGE, [3, 4, 5]),
     Case("grouped-query attention", GroupedQuery, SEQUENCE, [2, 2, 4, 4, 8]),
     Case("LSTM", lambda: Recurrent(nn.LSTM), SEQUENCE, [5, 6, 6]),

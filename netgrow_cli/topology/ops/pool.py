@@ -1,4 +1,4 @@
-"""Pooling, upsampling and padding: operations on positions that leave the channels alone."""
+"""Pooling, upsampling and padding: operations on positions that leave the channels alone (padding may add some)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from netgrow_cli.topology.graph import Node
-from netgrow_cli.topology.layout import CannotAlign, Fixed, product
+from netgrow_cli.topology.layout import CannotAlign, Fixed, Layout, concat, product
 from netgrow_cli.topology.ops import bounds
 from netgrow_cli.topology.ops.base import (
     BOOL,
@@ -120,13 +120,23 @@ def _pad_rule(context: Context) -> tuple[Value, ...]:
         place = len(axes) - 1 - number  # torch counts from the last axis backwards
         if before == after == 0:
             continue
-        if place == source.unit_axis:
-            context.fail("padding of the units themselves; concatenate instead", "attr:padding")
-        context.layouts.freeze(axes[place], "positions")
         if axes[place].size + before + after < 1:
             context.fail(f"nothing is left of an input of {list(source.shape)}", "attr:padding")
+        if place == source.unit_axis and context.attr("mode") == "constant" and min(before, after) >= 0:
+            axes[place] = _between(axes[place], before, after, f"{context.node.name} pads units with constants")
+            continue
+        context.layouts.freeze(axes[place], "positions" if place != source.unit_axis else _padded_units(context))
         axes[place] = Fixed(axes[place].size + before + after, "positions")
     return (Value(tuple(axes), source.unit_axis),)
+
+
+def _between(units: Layout, before: int, after: int, why: str) -> Layout:
+    """Units with constants in front of them and behind (the shortcut of ResNets for CIFAR)."""
+    return concat([part for part in (Fixed(before, why), units, Fixed(after, why)) if part.size])
+
+
+def _padded_units(context: Context) -> str:
+    return f"{context.node.name} pads or cuts the units themselves"
 
 
 def _pad(call: Call) -> Any:
