@@ -27,7 +27,6 @@ from torch.nn import functional as F
 from benchmarks import studying
 from benchmarks.studying import Line, Results, Training, digits, netgrow, of, rounded, spread
 
-RESULTS = Path(__file__).with_suffix(".jsonl")
 SEEDS = 6
 
 
@@ -294,28 +293,14 @@ def reached(several: Sequence[Curve], aim: float) -> str:
     return f"{spread(there, 0, percent=True)} ({len(there)} of {len(several)})" if there else "never"
 
 
-def main() -> int:
-    given = studying.arguments(__doc__, SEEDS)
-    torch.set_num_threads(1)
-    if given.quick:
-        with tempfile.TemporaryDirectory() as folder:
-            results = Results(Path(folder) / "growing.jsonl", dataclasses.asdict(QUICK))
-            measure(QUICK, results, seeds=1)
-            print(figures(results.lines(), QUICK))
-        return 0
-    protocol = Protocol()
-    results = Results(RESULTS, dataclasses.asdict(protocol))
-    if not given.redraw:
-        measure(protocol, results, given.seeds)
+def draw(lines: list[Line], protocol: Protocol, path: Path) -> None:
+    """The picture. (matplotlib is not needed for anything else.)"""
     from benchmarks.study_pictures import draw_growing
 
-    lines = results.complete(list(CONDITIONS))
-    text = figures(lines, protocol)
-    print(text)
-    studying.write_between(studying.PAGE, "growing", text)
-    draw_growing(lines, protocol, studying.PICTURES / "growing.png")
-    return 0
+    draw_growing(lines, protocol, path)
 
+
+STUDY = studying.Study("growing", list(CONDITIONS), SEEDS, Protocol(), QUICK, measure, figures, draw)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main(__doc__))

@@ -29,7 +29,6 @@ from torch.nn import functional as F
 from benchmarks import studying
 from benchmarks.studying import Line, Results, Training, digits, netgrow, of, rounded, spread
 
-RESULTS = Path(__file__).with_suffix(".jsonl")
 SEEDS = 6
 
 
@@ -182,28 +181,14 @@ def figures(lines: Sequence[Line], protocol: Protocol) -> str:
     return studying.table(head, rows)
 
 
-def main() -> int:
-    given = studying.arguments(__doc__, SEEDS)
-    torch.set_num_threads(1)
-    if given.quick:
-        with tempfile.TemporaryDirectory() as folder:
-            results = Results(Path(folder) / "recycling.jsonl", dataclasses.asdict(QUICK))
-            measure(QUICK, results, seeds=1)
-            print(figures(results.lines(), QUICK))
-        return 0
-    protocol = Protocol()
-    results = Results(RESULTS, dataclasses.asdict(protocol))
-    if not given.redraw:
-        measure(protocol, results, given.seeds)
+def draw(lines: list[Line], protocol: Protocol, path: Path) -> None:
+    """The picture. (matplotlib is not needed for anything else.)"""
     from benchmarks.study_pictures import draw_recycling
 
-    lines = results.complete(list(CONDITIONS))
-    text = figures(lines, protocol)
-    print(text)
-    studying.write_between(studying.PAGE, "recycling", text)
-    draw_recycling(lines, protocol, studying.PICTURES / "recycling.png")
-    return 0
+    draw_recycling(lines, protocol, path)
 
+
+STUDY = studying.Study("recycling", list(CONDITIONS), SEEDS, Protocol(), QUICK, measure, figures, draw)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main(__doc__))

@@ -10,9 +10,10 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 from unittest import mock
 
 import torch
@@ -32,6 +33,7 @@ PAGE = ROOT / "docs" / "studies.md"
 PICTURES = ROOT / "docs" / "pictures"
 
 Line = dict[str, Any]
+Protocol = TypeVar("Protocol")
 
 
 # -- a network in training, and the command line on its checkpoint -----------------------------------
@@ -200,3 +202,51 @@ def arguments(description: str | None, seeds: int) -> argparse.Namespace:
     parser.add_argument("--redraw", action="store_true", help="picture and figures from the results that are kept")
     parser.add_argument("--quick", action="store_true", help="a short one, to see that all of it runs; keeps nothing")
     return parser.parse_args()
+
+
+@dataclasses.dataclass(frozen=True)
+class Study(Generic[Protocol]):
+    """A study that is run by one command.
+
+    name: of its results, its picture, and its table in the docs. protocol: how it is run; quick: in seconds, on nothing
+    that is kept. measure: adds to the results what they lack of so many seeds. figures: the table. draw: the picture.
+    """
+
+    name: str
+    conditions: Sequence[str]
+    seeds: int
+    protocol: Protocol
+    quick: Protocol
+    measure: Callable[[Protocol, Results, int], object]
+    figures: Callable[[list[Line], Protocol], str]
+    draw: Callable[[list[Line], Protocol, Path], None]
+
+    @property
+    def kept(self) -> Path:
+        """Where its results are kept."""
+        return ROOT / "benchmarks" / f"{self.name}.jsonl"
+
+    @property
+    def picture(self) -> Path:
+        """Where its picture is."""
+        return PICTURES / f"{self.name}.png"
+
+    def main(self, description: str | None) -> int:
+        """Run it, as the command line says."""
+        given = arguments(description, self.seeds)
+        torch.set_num_threads(1)
+        if given.quick:
+            with tempfile.TemporaryDirectory() as folder:
+                results = Results(Path(folder) / f"{self.name}.jsonl", dataclasses.asdict(self.quick))
+                self.measure(self.quick, results, 1)
+                print(self.figures(results.lines(), self.quick))
+            return 0
+        results = Results(self.kept, dataclasses.asdict(self.protocol))
+        if not given.redraw:
+            self.measure(self.protocol, results, given.seeds)
+        lines = results.complete(list(self.conditions))
+        text = self.figures(lines, self.protocol)
+        print(text)
+        write_between(PAGE, self.name, text)
+        self.draw(lines, self.protocol, self.picture)
+        return 0

@@ -148,7 +148,7 @@ def test_results_go_on_where_they_ended_and_do_not_mix(tmp_path: Path) -> None:
 @pytest.mark.parametrize("study", [recycling, growing])
 def test_the_docs_show_the_kept_results(study: object) -> None:
     protocol = study.Protocol()
-    lines = Results(study.RESULTS, json.loads(json.dumps(dataclasses.asdict(protocol)))).lines()
+    lines = Results(study.STUDY.kept, json.loads(json.dumps(dataclasses.asdict(protocol)))).lines()
     seeds = {line["seed"] for line in lines}
     assert len(seeds) >= 5 and len(lines) == len(seeds) * len(study.CONDITIONS)
     assert study.figures(lines, protocol) in studying.PAGE.read_text("utf-8")
@@ -164,7 +164,7 @@ def test_the_pictures(tmp_path: Path) -> None:
     assert min(heights) >= 0.0 and min(gaps) >= study_pictures.BETWEEN * 0.99
     for study, draw in ((recycling, study_pictures.draw_recycling), (growing, study_pictures.draw_growing)):
         protocol = study.Protocol()
-        lines = Results(study.RESULTS, dataclasses.asdict(protocol)).lines()
+        lines = Results(study.STUDY.kept, dataclasses.asdict(protocol)).lines()
         draw(lines, protocol, tmp_path / "picture.png")
-        kept = studying.PICTURES / f"{study.RESULTS.stem}.png"
+        kept = study.STUDY.picture
         assert (tmp_path / "picture.png").read_bytes()[:8] == kept.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

@@ -166,9 +166,7 @@ def test_proven_units_alone(run: Run, mlp_with_dead: Path, tmp_path: Path) -> No
     assert {one["name"]: one["dropped"] for one in plain["widths"]} == {"fc1": [2], "fc2": [1]}
     assert [one["kind"] for one in plain["evidence"]] == ["probes", "bounds"]
     assert any("--probe-data FILE" in line and "--proven" in line for line in plain["warnings"])
-    assert any(
-        "of 6 units dead on 8192 random probes, none of them proven" in n for n in plain["notes"]
-    )
+    assert any("of 6 units dead on 8192 random probes, none of them proven" in n for n in plain["notes"])
     only = run("prune", mlp_with_dead, "--layer", "fc*", "--dead", "--proven", "--json").json
     assert {one["name"]: one["dropped"] for one in only["widths"]} == {"fc2": [1]}
     assert only["evidence"] == [{"kind": "bounds", "rows": None, "origin": "every input", "random": False}]
