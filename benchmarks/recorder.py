@@ -93,7 +93,7 @@ class _Run:
 def table(found: dict[str, dict[str, float]]) -> str:
     """Markdown."""
     lines = [
-        "| network | a step, ms | a step that is looked at | on average (`every=10`) |",
+        f"| network | a step, ms | a step that is looked at | on average (`every={EVERY}`) |",
         "| --- | --- | --- | --- |",
     ]
     lines += [

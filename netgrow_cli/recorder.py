@@ -19,6 +19,7 @@ from typing import Any, cast
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from netgrow_cli.checkpoint.names import strip_wrappers
 from netgrow_cli.errors import UsageError
@@ -45,12 +46,15 @@ class UnitRecorder:
         self._found: dict[str, list[torch.Tensor]] = {}
         self._parameters = {strip_wrappers(name): value for name, value in model.named_parameters()}
         names = {id(value): name for name, value in self._parameters.items()}
-        self._hooks = [
-            module.register_forward_pre_hook(_Reading(self, names[id(weight)], axis))
+        self._readings = [
+            (module, _Reading(self, names[id(weight)], axis))
             for module in model.modules()
             for weight, axis in _read_with(module)
             if id(weight) in names
         ]
+        self._hooks: list[RemovableHandle] = []
+        self._closed = False
+        self._attach()
 
     @property
     def looking(self) -> bool:
@@ -70,6 +74,7 @@ class UnitRecorder:
                 self._count()
             self._looked += 1
         self._step += 1
+        self._attach()
 
     def save(self, path: str | Path) -> None:
         """Write what was gathered, a few kilobytes for each layer. Raises UsageError where there is nothing yet."""
@@ -89,12 +94,22 @@ class UnitRecorder:
         self._means.clear()
         self._found.clear()
         self._step = self._looked = 0
+        self._attach()
 
     def close(self) -> None:
         """Take the hooks off the model; what was gathered can still be saved."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        self._closed = True
+        self._attach()
+
+    def _attach(self) -> None:
+        """Hooks are on the model only while it is looked at: modules that have any are slower to call."""
+        wanted = self.looking and not self._closed
+        if wanted and not self._hooks:
+            self._hooks = [module.register_forward_pre_hook(reading) for module, reading in self._readings]
+        elif not wanted:
+            for hook in self._hooks:
+                hook.remove()
+            self._hooks = []
 
     def __enter__(self) -> UnitRecorder:
         return self
@@ -182,7 +197,7 @@ class _Reading:
 
     def __call__(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         # (What runs without gradients is no training: an evaluation, an agent's acting.)
-        if not (self._recorder.looking and torch.is_grad_enabled() and arguments):
+        if not (torch.is_grad_enabled() and arguments):
             return
         if not isinstance(arguments[0], torch.Tensor):
             return

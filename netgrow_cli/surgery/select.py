@@ -11,6 +11,9 @@ from netgrow_cli.errors import Refused, UsageError
 from netgrow_cli.topology.layout import Layout, leaves, new_size, occurrences
 from netgrow_cli.topology.solve import Tie, Topology, WidthInfo, axis_form
 
+_RUNAWAY = 8
+"""How many times as large as what was asked for, relative to the widths, sizes that follow may become."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Target:
@@ -196,14 +199,18 @@ def keeping_ties(
     for width, count in counts.items():
         found.update(dict.fromkeys(size_class(topology, width, strict), count))
     found.update(counts)
-    for _ in range(2 * len(ties)):
+    asked = max((1 + count / topology.widths[width].size for width, count in counts.items()), default=1.0)
+    for _ in range(2 * len(ties) + 1):
         lagging = next((gap for tie in ties if (gap := _lagging(topology, tie, found, sign))), None)
         if lagging is None:
-            break
+            return found
         width, more = lagging
+        if sign > 0 and found.get(width, 0) + more > _RUNAWAY * asked * topology.widths[width].size:
+            break
         for other in size_class(topology, width, strict):
             found[other] = found.get(other, 0) + more
-    return found
+    # Ties drive each other up or down: no sizes of this kind satisfy all of them.
+    return found if strict else keeping_ties(topology, counts, sign)
 
 
 def _lagging(topology: Topology, tie: Tie, counts: Mapping[int, int], sign: int) -> tuple[int, int] | None:
