@@ -12,13 +12,12 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from netgrow_cli.checkpoint import Checkpoint, checkpoint_path, open_checkpoint
 from netgrow_cli.checkpoint.dtypes import nbytes, total_bytes
 from netgrow_cli.errors import NotEquivalent, Refused, UsageError, first_line
 from netgrow_cli.jobs.aside import Aside, aside
-from netgrow_cli.jobs.compensating import Compensation, compensated, repaired
 from netgrow_cli.jobs.configuration import Configuration, follow, require_fit
 from netgrow_cli.jobs.evidence import Evidence
 from netgrow_cli.jobs.execute import Execution
@@ -43,6 +42,9 @@ from netgrow_cli.surgery.rewrite import rewrite_spec
 from netgrow_cli.topology.discover import METADATA_SPEC, Found, find_spec, place_of_tensors
 from netgrow_cli.topology.network import Network
 from netgrow_cli.topology.solve import Topology, require_complete
+
+if TYPE_CHECKING:
+    from netgrow_cli.jobs.compensating import Compensation
 
 HELD_OUT = 5
 """Of so many of the user's rows one is held out, where something is fitted on the others."""
@@ -233,6 +235,8 @@ def change(path: Path, command: str, select: Selector, options: Options) -> Repo
             raise Refused(f"{plan.lossy[0]}; `--allow-drift X` accepts a relative drift of X")
         judge, compensation = job, None
         if selection.compensate:
+            from netgrow_cli.jobs.compensating import compensated
+
             judge, folds, compensation = compensated(job, plan, folds)
         state = follow_state(job, plan, folds, lambda other: _folds_of(job, other, selection, plan), outputs.optimizers)
         config = follow(job.found.spec, job.topology, plan, path, output)
@@ -381,7 +385,11 @@ def _folds(job: Job, network: Network, selection: Selection, activity: Activity 
 def _folds_of(job: Job, network: Network, selection: Selection, plan: Plan) -> Folds:
     """What units that are dropped leave behind in a network that goes along, refitted as the model is."""
     folds, _ = _folds(job, network, selection, None)
-    return repaired(job, network, plan, folds).folds if selection.compensate and not job.options.dry_run else folds
+    if not selection.compensate or job.options.dry_run:
+        return folds
+    from netgrow_cli.jobs.compensating import repaired
+
+    return repaired(job, network, plan, folds).folds
 
 
 def _write(report: _Draft, paths: Sequence[Path], spec_text: str, record: Mapping[str, Any]) -> None:
