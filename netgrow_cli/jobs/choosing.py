@@ -16,7 +16,7 @@ import numpy as np
 
 from netgrow_cli.errors import UsageError
 from netgrow_cli.jobs.job import Job
-from netgrow_cli.jobs.scoring import DEFAULT, Scored, scored
+from netgrow_cli.jobs.scoring import Scored, name_of, scored
 from netgrow_cli.surgery.scores import Scores
 from netgrow_cli.surgery.select import Target, independent_widths
 
@@ -48,7 +48,7 @@ class Choice:
     @property
     def name(self) -> str:
         """What the score is called."""
-        return self.by or ("file" if self.scores is not None else DEFAULT)
+        return name_of(self.by, self.scores)
 
     @property
     def stated(self) -> bool:

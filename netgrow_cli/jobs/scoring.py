@@ -44,9 +44,14 @@ class Source:
     recorded: bool = False
 
 
+def name_of(by: str | None, scores: str | Path | None) -> str:
+    """What a score is called, where it may not be said."""
+    return by or ("file" if scores is not None else DEFAULT)
+
+
 def scored(job: Job, by: str | None, widths: Sequence[int], scores: str | Path | None = None) -> Scored:
     """The scores of these widths. scores: a file that holds them. Raises UsageError, and Refused where none can be."""
-    by = by or ("file" if scores is not None else DEFAULT)
+    by = name_of(by, scores)
     if by not in SOURCES and by != "file":
         raise UsageError(f"--by {by}: there is no such score; there are {', '.join([*SOURCES, 'file'])}")
     if scores is not None:

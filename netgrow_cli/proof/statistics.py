@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from netgrow_cli.proof.activity import Spot, inside_axes, read_spots, spot_layout
 from netgrow_cli.proof.equivalence import torch_dtype
 from netgrow_cli.proof.probes import Probes, signs
+from netgrow_cli.surgery.scores import unit_means
 from netgrow_cli.topology.graph import Node
 from netgrow_cli.topology.layout import Layout, occurrences
 from netgrow_cli.topology.network import Network
@@ -84,18 +85,8 @@ def _by_unit(
     for one in sums:
         values = number(one)
         for width in widths:
-            np.maximum(found[width], unit_means(one.layout, width, values, len(found[width])), out=found[width])
+            np.maximum(found[width], unit_means(one.layout, width, values, found[width]), out=found[width])
     return found
-
-
-def unit_means(layout: Layout, width: int, values: Floats, size: int) -> Floats:
-    """For each unit of a width, the mean over the places of an axis at which it stands; 0 where it stands nowhere."""
-    total, count = np.zeros(size), np.zeros(size)
-    for labels in occurrences(layout, width):
-        there = labels >= 0
-        np.add.at(total, labels[there], values[there])
-        np.add.at(count, labels[there], 1.0)
-    return np.divide(total, count, out=total, where=count > 0)
 
 
 # -- what outputs owe to units --------------------------------------------------------------------

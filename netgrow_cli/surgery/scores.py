@@ -73,6 +73,13 @@ def _sum_squares(tensor: Any, axis: int) -> Scores:
     return summed
 
 
+def unit_means(layout: Layout, width: int, values: Floats, like: Floats) -> Floats:
+    """For each unit, the mean over the places of an axis at which it stands; 0 where it stands nowhere."""
+    count = _add_up(layout, width, np.ones(len(values)), like)
+    total = _add_up(layout, width, values, like)
+    return np.divide(total, count, out=total, where=count > 0)
+
+
 # -- from numbers along axes ------------------------------------------------------------------------
 
 Along = Callable[[str, int], Floats | None]
@@ -118,9 +125,7 @@ def of_readers(topology: Topology, width: int, number: Callable[[str], Floats | 
             continue
         for layout in topology.value(node.inputs[0]).axes:
             if layout.size == len(values) and occurrences(layout, width):
-                count = _add_up(layout, width, np.ones(len(values)), total)
-                found = _add_up(layout, width, values, total)
-                np.maximum(total, np.divide(found, count, out=found, where=count > 0), out=total)
+                np.maximum(total, unit_means(layout, width, values, total), out=total)
                 known = True
     return total if known else None
 
