@@ -346,7 +346,11 @@ class _Draft:
                 what = f"dead means dead {one.text()}" if dead else f"units were chosen {one.text()}"
                 yield f"{what}; the proof ran on the same rows, and other inputs may wake a unit"
             elif one.random:
-                proven = ", or only what is dead for every input: --proven" if self.command == "prune" and dead else ""
+                proven = (
+                    ", or only what is dead for every input: --proven"
+                    if self.command in ("prune", "recycle") and dead
+                    else ""
+                )
                 what = "what is dead there need not be dead on data" if dead else "on data they may do otherwise"
                 yield f"units were chosen {one.text()}; {what}: pass --probe-data FILE{proven}"
 

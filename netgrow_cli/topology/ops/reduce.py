@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from netgrow_cli.topology.layout import Fixed
@@ -41,28 +42,18 @@ def _reduce_rule(context: Context) -> tuple[Value, ...]:
     return (Value(axes, max(0, min(unit, len(axes) - 1))),)
 
 
-def _reduce(name: str) -> Any:
-    def run(call: Call) -> Any:
-        axes = _reduced(call)
-        return (
-            getattr(call.torch, name)(call.inputs[0], dim=axes, keepdim=call.attrs["keepdim"])
-            if axes
-            else call.inputs[0]
-        )
-
-    return run
+def _reduce(name: str) -> Callable[[Call], Any]:
+    return lambda call: _over(call, lambda x, axes, keep: getattr(call.torch, name)(x, dim=axes, keepdim=keep))
 
 
-def _reduce_in_numpy(name: str) -> Any:
-    def run(call: Call) -> Any:
-        axes = _reduced(call)
-        return (
-            getattr(call.np, name)(call.inputs[0], axis=axes, keepdims=call.attrs["keepdim"])
-            if axes
-            else call.inputs[0]
-        )
+def _reduce_in_numpy(name: str) -> Callable[[Call], Any]:
+    return lambda call: _over(call, lambda x, axes, keep: getattr(call.np, name)(x, axis=axes, keepdims=keep))
 
-    return run
+
+def _over(call: Call, reduce: Callable[[Any, tuple[int, ...], bool], Any]) -> Any:
+    """The first operand, reduced over the axes that are meant; over none it stays."""
+    axes = _reduced(call)
+    return reduce(call.inputs[0], axes, call.attrs["keepdim"]) if axes else call.inputs[0]
 
 
 def _reduced(call: Call) -> tuple[int, ...]:
