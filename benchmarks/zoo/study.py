@@ -20,6 +20,7 @@ import torch
 import netgrow_cli
 from benchmarks.zoo.entry import Entry
 from benchmarks.zoo.weights import enliven, silence
+from netgrow_cli.checkpoint.dtypes import total_bytes
 from netgrow_cli.errors import NetgrowError, Refused, first_line
 from netgrow_cli.jobs.job import Job, Options, Selection, change, opened
 from netgrow_cli.proof.permutation import certify
@@ -33,6 +34,10 @@ from netgrow_cli.topology.trace.source import trace_model
 
 MORE = 2
 """Units that are added to, and split in, each width."""
+
+LARGEST = 8 << 30
+"""Bytes of a changed checkpoint. (Heads of twice the number and twice the size make a stream four times as wide; where
+that is too much, several checkpoints are made.)"""
 
 PRUNED = 8
 """Widths that are pruned of a dead unit."""
@@ -330,7 +335,8 @@ class _Bench:
             for one in group:
                 if one.torn is not None:
                     outcome.give_up([one], one.torn, coded=True)
-        waiting, began = [[one for one in group if one.torn is None] for group in groups], time.perf_counter()
+        whole = [[one for one in group if one.torn is None] for group in groups]
+        waiting, began = [part for group in whole for part in self._affordable(command, group)], time.perf_counter()
         while waiting:
             group = waiting.pop(0)
             if not group:
@@ -359,6 +365,27 @@ class _Bench:
             self._in_proportion(command, [one for group in groups for one in group], outcome)
         return Changed(asked, outcome.done, dict(refused), outcome.coded, outcome.failed, outcome.plans, outcome.worst)
 
+    def _affordable(self, command: str, group: Group) -> list[Group]:
+        """A group in parts whose results are not too large, if they can be."""
+        with opened(self.checkpoint, self.options()) as job:
+
+            def fits(ones: Group) -> bool:
+                try:
+                    plan = make_plan(job.topology, job.checkpoint.tensors, _changes(job.topology, command, ones))
+                except Refused:  # (which will be found and told when it is tried)
+                    return True
+                return total_bytes(plan.infos(job.topology, job.checkpoint.tensors).values()) <= LARGEST
+
+            if command == "prune" or fits(group):
+                return [group]
+            parts: list[Group] = []
+            for one in group:
+                part = next((part for part in parts if fits([*part, one])), None)
+                if part is None:
+                    parts.append(part := [])
+                part.append(one)
+        return parts
+
     def _in_proportion(self, command: str, group: Group, outcome: _Outcome) -> None:
         """Code that computes one size from others (`C // num_heads`) may host all of them twice as large."""
         doubled = []
@@ -373,14 +400,13 @@ class _Bench:
         tried = self.attempt(command, doubled)
         log(f"{command} of {len(doubled)}, all doubled: {tried.why or tried.apart}")
         if tried.why is None:
-            more = [one for one in doubled if any(outcome.coded.pop(name, None) for name in one.names)]
-            outcome.take(more, tried)
+            outcome.take([], tried)
 
     def attempt(self, command: str, group: Group) -> _Tried:
         """Change, fit the real model to the result, and compare its outputs with the old model's."""
         output = self.folder / "changed.pt"
         try:
-            change(
+            report = change(
                 self.checkpoint,
                 command,
                 lambda job: Selection(tuple(_changes(job.topology, command, group))),
@@ -399,19 +425,21 @@ class _Bench:
         else:
             why = f"outputs differ by {found:.1e} of their size"
         if found <= self.entry.tolerance:
-            return _Tried(None, True, found)
+            names = frozenset(report.topology.widths[made.width].name for made in report.plan.changes)
+            return _Tried(None, True, found, changed=names)
         return _Tried(why, not any(one.code for one in group), found)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Tried:
     """One plan. why: what went wrong. hosted: False where sizes in the model's own code may be why. refused: why it was
-    not even tried, but for the names."""
+    not even tried, but for the names. changed: the widths that changed, those that had to follow among them."""
 
     why: str | None
     hosted: bool | None = None
     apart: float = math.inf
     refused: str | None = None
+    changed: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass
@@ -423,7 +451,9 @@ class _Outcome:
     failed: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def take(self, group: Group, tried: _Tried) -> None:
-        self.done += sum(len(one.names) for one in group)
+        # (A width that the code cannot host alone may have followed others: a stream its heads.)
+        followed = [name for name in tried.changed if self.coded.pop(name, None) is not None]
+        self.done += sum(len(one.names) for one in group) + len(followed)
         self.plans += 1
         self.worst = max(self.worst, tried.apart)
 

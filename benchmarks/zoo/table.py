@@ -40,6 +40,8 @@ compared with those of the model before, in float64.
 * **refused**: what netgrow does not do because it would not be exact (expand/split). **code**: what the proof by the
   spec passes, and the model's own code cannot host (one number for two sizes, a number written in the code):
   `model_code` or a warning says so (expand/split).
+* vit_h_14 has a quarter of its widths here (its split would take more memory than the machine has); all other models
+  of torchvision have their full size.
 * **s**: seconds to trace, and in all, on one busy core. Above 50 million parameters the comparison in the real model is
   the only one (`--no-verify`).
 """

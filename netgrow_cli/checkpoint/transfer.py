@@ -16,6 +16,9 @@ from netgrow_cli.checkpoint.types import Region
 Advance = Callable[[int], None]
 """Is told how many bytes have been dealt with."""
 
+Same = Callable[[Region, Region, Advance], bool]
+"""Tells whether two regions of the same size hold the same bytes."""
+
 # So much at once that the calls cost nothing, and so little that progress is seen.
 _COPY = 1 << 25
 _BUFFER = 1 << 19

@@ -32,10 +32,7 @@ class Execution:
 
     def infos(self) -> list[TensorInfo]:
         """The new tensors."""
-        return [
-            dataclasses.replace(info, shape=self.plan.shape(self.topology, info))
-            for info in self.checkpoint.tensors.values()
-        ]
+        return list(self.plan.infos(self.topology, self.checkpoint.tensors).values())
 
     def write(self, writer: Writer) -> None:
         """Give all tensors to the writer, in its order, or fill their regions; `finish` is left to the caller."""

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from netgrow_cli.checkpoint import Checkpoint, checkpoint_path, open_checkpoint
 from netgrow_cli.checkpoint.dtypes import nbytes, total_bytes
 from netgrow_cli.errors import NotEquivalent, Refused, UsageError, first_line
-from netgrow_cli.jobs.aside import Aside, aside
 from netgrow_cli.jobs.configuration import Configuration, follow, require_fit
 from netgrow_cli.jobs.evidence import Evidence
 from netgrow_cli.jobs.execute import Execution
@@ -27,7 +26,7 @@ from netgrow_cli.jobs.proving import (
     check_mode,
 )
 from netgrow_cli.jobs.training_state import TrainingState, follow_state, prove_along
-from netgrow_cli.jobs.written import Written
+from netgrow_cli.jobs.written import Proof, Written
 from netgrow_cli.progress import SILENT, Progress
 from netgrow_cli.proof.activity import Activity, observe
 from netgrow_cli.proof.equivalence import Equivalence, check_dtype
@@ -252,11 +251,10 @@ def change(path: Path, command: str, select: Selector, options: Options) -> Repo
             if state.along:
                 record["also"] = [one.sibling.label for one in state.along]
             written = Written(judge, plan, folds, staged.paths[0], text, output)
-            with aside(written.prepare, written.compared, wanted=options.verify and written.takes_long()) as comparison:
+            with written.proof() if options.verify else contextlib.nullcontext() as proof:
                 _write(report, staged.paths, text, record)
-                if options.verify:
-                    comparison.begin()
-                    report = _prove(report, written, comparison)
+                if proof is not None:
+                    report = _prove(report, written, proof)
             staged.commit()
         return report.finish(began)
 
@@ -414,15 +412,13 @@ def _write(report: _Draft, paths: Sequence[Path], spec_text: str, record: Mappin
         file.write(paths[0] / file.name)
 
 
-def _prove(report: _Draft, written: Written, comparison: Aside[Equivalence]) -> _Draft:
+def _prove(report: _Draft, written: Written, proof: Proof) -> _Draft:
     """Fold back what was written, and compare. Raises NotEquivalent."""
     job, options = report.job, report.job.options
+    folded, equivalence = proof.results()
+    _accept(equivalence, options, report)
+    learnable = None
     with written.reopened() as (new, changed):
-        folded = written.folded(changed)
-        options.progress.stage("proving", None)
-        equivalence = comparison.result()
-        _accept(equivalence, options, report)
-        learnable = None
         if options.check_learnable:
             probes = job.probes(options.probes or WHOLE_PROBES, options.seed)
             learnable = learnability(job.topology, report.plan, new, probes, seed=options.seed)

@@ -131,19 +131,30 @@ def _choice(question: Question) -> tuple[bool, str]:
     return size >= WHOLE_BYTES, amount
 
 
+def needs_torch(question: Question) -> bool:
+    """Whether the comparison will be made in torch, as far as can be told before the new network is written."""
+    from netgrow_cli.proof.run_pieces import needs_torch
+
+    edited = question.edited
+    return edited is None or needs_torch(question.old, question.new, _probes_of_pieces(question), edited)
+
+
+def _probes_of_pieces(question: Question) -> Probes:
+    large = _computed_bytes(question.old.infos, question.dtype) >= WHOLE_BYTES
+    return question.probes(question.rows or (PROBE_BATCH if large else WHOLE_PROBES))
+
+
 def _in_pieces(question: Question) -> Equivalence | CannotTell:
     """The comparison in pieces, or why there is none."""
     from netgrow_cli.proof.run_pieces import compare_pieces
 
     if question.edited is None:
         return CannotTell("there is no record of what was changed")
-    large = _computed_bytes(question.old.infos, question.dtype) >= WHOLE_BYTES
-    probes = question.probes(question.rows or (PROBE_BATCH if large else WHOLE_PROBES))
     try:
         return compare_pieces(
             question.old,
             question.new,
-            probes,
+            _probes_of_pieces(question),
             question.edited,
             dtype=question.dtype,
             tolerance=question.tolerance,

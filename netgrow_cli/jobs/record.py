@@ -7,10 +7,11 @@ import functools
 from pathlib import Path
 
 from netgrow_cli.checkpoint import Checkpoint
+from netgrow_cli.checkpoint.dtypes import total_bytes
 from netgrow_cli.checkpoint.source import source_of
 from netgrow_cli.errors import NetgrowError
 from netgrow_cli.jobs.job import Job
-from netgrow_cli.proof.foldback import FoldBack, fold_back
+from netgrow_cli.proof.foldback import FoldBack, Look, fold_back
 from netgrow_cli.surgery.plan import Plan, make_plan
 from netgrow_cli.surgery.record import METADATA_RECORD, changes_of, parse_record
 
@@ -48,7 +49,9 @@ def fold_back_record(old: Job, new: Checkpoint, path: Path) -> Recorded | None:
     if any(name not in new.tensors or new.tensors[name].shape != shape for name, shape in shapes.items()):
         return None
     sources = functools.partial(source_of, old.checkpoint), functools.partial(source_of, new)
-    return Recorded(plan, patched, fold_back(old.topology, plan, *sources, patched))
+    progress = old.options.progress
+    progress.stage("folding back", total_bytes(new.tensors.values()))
+    return Recorded(plan, patched, fold_back(old.topology, plan, *sources, patched, Look(progress.advance)))
 
 
 def _record_text(checkpoint: Checkpoint, path: Path) -> str | None:

@@ -10,17 +10,20 @@ import contextlib
 import dataclasses
 import functools
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from netgrow_cli.checkpoint import Checkpoint, open_checkpoint
+from netgrow_cli.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from netgrow_cli.checkpoint.dtypes import total_bytes
 from netgrow_cli.checkpoint.source import source_of
+from netgrow_cli.checkpoint.transfer import Advance
 from netgrow_cli.errors import NotEquivalent
-from netgrow_cli.jobs.proving import Question, drops_units, edited_by, in_pieces, proof_tolerance, shown
+from netgrow_cli.jobs.aside import Aside, Relay, aside
+from netgrow_cli.jobs.proving import Question, drops_units, edited_by, in_pieces, needs_torch, proof_tolerance, shown
 from netgrow_cli.proof.equivalence import Equivalence, require_finite
-from netgrow_cli.proof.foldback import FoldBack, fold_back, left_to_probes
+from netgrow_cli.proof.foldback import FoldBack, Look, fold_back, left_to_probes
 from netgrow_cli.surgery.folding import Folds
 from netgrow_cli.surgery.plan import Plan
 from netgrow_cli.topology.network import Network
@@ -46,37 +49,74 @@ class Written:
 
     @contextlib.contextmanager
     def reopened(self) -> Iterator[tuple[Network, Checkpoint]]:
-        """The network in it, by its own spec solved anew, and the checkpoint."""
-        checkpoint = self.job.checkpoint
-        with open_checkpoint(self.path, key=checkpoint.key, prefix=checkpoint.prefix or None) as changed:
-            graph = parse_spec(self.spec_text, f"{self.output} (rewritten spec)").graph(changed.tensors)
-            yield Network.of(graph, changed, self.job.options.device), changed
+        """The network in it, by its own spec, and the checkpoint."""
+        with self._open() as changed:
+            foreseen = self._foreseen
+            if dict(changed.tensors) != foreseen.infos:
+                foreseen = self._network(changed.tensors)
+            yield foreseen.within(changed), changed
 
-    def folded(self, changed: Checkpoint) -> FoldBack:
+    def _open(self) -> AbstractContextManager[Checkpoint]:
+        checkpoint = self.job.checkpoint
+        return open_checkpoint(self.path, key=checkpoint.key, prefix=checkpoint.prefix or None)
+
+    @functools.cached_property
+    def _foreseen(self) -> Network:
+        """The network that is to be in it, which has no numbers yet; what is solved of it need not be solved again."""
+        return self._network(self.plan.infos(self.job.topology, self.job.checkpoint.tensors))
+
+    def _network(self, infos: Mapping[str, TensorInfo]) -> Network:
+        graph = parse_spec(self.spec_text, f"{self.output} (rewritten spec)").graph(infos)
+        return Network.shaped(graph, infos, self.job.options.device)
+
+    @contextlib.contextmanager
+    def proof(self) -> Iterator[Proof]:
+        """What proves it once it is written; where that takes long, by two more processes that are made now."""
+        relay, apart = Relay(self.job.options.progress.advance), self._takes_long()
+        mapped = functools.partial(self._folded_mapped, relay.advance)
+        with (
+            aside(self._prepare, self._compared, wanted=apart) as comparison,
+            aside(lambda: None, mapped, self._folded_here, wanted=apart) as folding,
+        ):
+            yield Proof(self, folding, comparison, relay)
+
+    def stage(self) -> None:
+        """Folding back begins."""
+        infos = self.plan.infos(self.job.topology, self.job.checkpoint.tensors)
+        self.job.options.progress.stage("folding back", total_bytes(infos.values()))
+
+    def _folded_here(self) -> FoldBack:
+        self.stage()
+        return self._folded(Look(self.job.options.progress.advance))
+
+    def _folded_mapped(self, advance: Advance) -> FoldBack:
+        from netgrow_cli.checkpoint.mapped import same_mapped
+
+        return self._folded(Look(advance, same_mapped))
+
+    def _folded(self, look: Look) -> FoldBack:
         """Fold back. Raises NotEquivalent where something does not come back, CheckpointError where it never could."""
-        job, progress = self.job, self.job.options.progress
-        progress.stage("folding back", total_bytes(changed.tensors.values()))
-        sources = functools.partial(source_of, job.checkpoint), functools.partial(source_of, changed)
-        found = fold_back(job.topology, self.plan, *sources, self.folds.patches, progress.advance)
+        job = self.job
+        with self._open() as changed:
+            sources = functools.partial(source_of, job.checkpoint), functools.partial(source_of, changed)
+            found = fold_back(job.topology, self.plan, *sources, self.folds.patches, look)
         if found.differing:
             require_finite(job.network, found.differing[0])
             raise NotEquivalent(f"folding back does not give {found.differing[0]} back; nothing was written")
         return found
 
-    def compared(self) -> Equivalence:
+    def _compared(self) -> Equivalence:
         """The comparison with the old network, given that folding back finds nothing."""
         with self.reopened() as (new, _):
             return shown(self._question(new))
 
-    def prepare(self) -> None:
-        """What the comparison needs and can be had before anything is written: torch, where numpy will not do."""
-        from netgrow_cli.proof.run_pieces import needs_torch
-
-        edited = self._question(self.job.network).edited
-        if edited is None or needs_torch(self.job.network, edited):
+    def _prepare(self) -> None:
+        """What the comparison needs and can be had before anything is written: the new spec solved, and torch where
+        numpy will not do."""
+        if needs_torch(self._question(self._foreseen)):
             importlib.import_module("torch")
 
-    def takes_long(self) -> bool:
+    def _takes_long(self) -> bool:
         """Whether the comparison is worth a process of its own: pieces of a large network, and torch not in use yet."""
         if self.job.options.device != "cpu" or self.job.checkpoint.format == "torch":
             return False
@@ -97,3 +137,23 @@ class Written:
             dtype=options.dtype,
             tolerance=asked if asked is not None else proof_tolerance(job, plan.rounds or bool(patched)),
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Proof:
+    """Folding back and the comparison, here or aside."""
+
+    written: Written
+    folding: Aside[FoldBack]
+    comparison: Aside[Equivalence]
+    relay: Relay
+
+    def results(self) -> tuple[FoldBack, Equivalence]:
+        """Both, once all is written. Raises NotEquivalent, CheckpointError."""
+        self.comparison.begin()
+        self.folding.begin()
+        if self.folding.apart:
+            self.written.stage()
+        folded = self.folding.result(self.relay.tell)
+        self.written.job.options.progress.stage("proving", None)
+        return folded, self.comparison.result()

@@ -18,7 +18,17 @@ import numpy as np
 from netgrow_cli.checkpoint.numbers import all_finite, narrow, widen
 from netgrow_cli.checkpoint.positioned import read_into
 from netgrow_cli.checkpoint.source import Open, RegionSource, Source
-from netgrow_cli.checkpoint.transfer import COMPARED, Advance, in_parallel, nothing, part, read_scattered, same_bytes
+from netgrow_cli.checkpoint.transfer import (
+    COMPARED,
+    Advance,
+    Same,
+    in_parallel,
+    nothing,
+    part,
+    read_scattered,
+    same_bytes,
+)
+from netgrow_cli.errors import CheckpointError
 from netgrow_cli.surgery.blocks import Block, Run, blocks, divisible, insertion, moves_rows_only, runs
 from netgrow_cli.surgery.edit import CONSTANTS, ELEMENTS, absorbed, means, put, rescaled
 from netgrow_cli.surgery.plan import Plan
@@ -56,8 +66,16 @@ class FoldBack:
         return not self.differing and not self.left
 
 
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """How two files are compared: `same` by their bytes; `advance` hears of bytes that were looked at."""
+
+    advance: Advance = nothing
+    same: Same = same_bytes
+
+
 def fold_back(
-    topology: Topology, plan: Plan, old: Open, new: Open, patched: Collection[str] = (), advance: Advance = nothing
+    topology: Topology, plan: Plan, old: Open, new: Open, patched: Collection[str] = (), look: Look = Look()
 ) -> FoldBack:
     """Fold every edited tensor back; compare every other one byte for byte."""
     exact, differing, left = 0, [], []
@@ -65,7 +83,10 @@ def fold_back(
     changed = left_to_probes(topology, plan, patched)
 
     def folds(name: str) -> bool:
-        return name in patched or tensor_folds(old(name), new(name), plan.edits.get(name), advance)
+        try:
+            return name in patched or tensor_folds(old(name), new(name), plan.edits.get(name), look)
+        except EOFError as error:
+            raise CheckpointError(f"tensor {name!r}: {error}; something else is changing its file") from None
 
     for name, good in zip(names, in_parallel(folds, names), strict=True):
         if name in changed:
@@ -83,24 +104,24 @@ def left_to_probes(topology: Topology, plan: Plan, patched: Collection[str] = ()
     return frozenset(name for name in (*losing, *patched) if topology.aliases.get(name) == name)
 
 
-def tensor_folds(old: Source, new: Source, edit: TensorEdit | None, advance: Advance = nothing) -> bool:
+def tensor_folds(old: Source, new: Source, edit: TensorEdit | None, look: Look = Look()) -> bool:
     """Whether a tensor is what its edit makes of the old one (None: the same), block by block."""
     if new.dtype != old.dtype or new.shape != (edit.after if edit is not None else old.shape):
         return False
     if edit is None:
-        return _same_bits(old, new, 0, 0, old.size, advance)
+        return _same_bits(old, new, 0, 0, old.size, look)
     if moves_rows_only(edit):
-        return all(_run_folds(old, new, edit, run, advance) for run in runs(edit))
-    if _zeros_fold(old, new, edit, advance):
+        return all(_run_folds(old, new, edit, run, look) for run in runs(edit))
+    if _zeros_fold(old, new, edit, look):
         return True
     if divisible(edit):
-        return all(_block_folds(old, new, block, advance) for block in blocks(edit, times=_times(edit)))
+        return all(_block_folds(old, new, block, look) for block in blocks(edit, times=_times(edit)))
     before, after = old.whole(), new.whole()
     if len(edit.axes) == 1 and edit.axes[0].axis == 0 and before.ndim > 1:
         good = _columns_fold(before, after, edit, old.dtype)
     else:
         good = _folds(before, after, edit, old.dtype)
-    advance(after.nbytes)
+    look.advance(after.nbytes)
     return good
 
 
@@ -116,18 +137,18 @@ def _misses(index: IndexMap, count: int) -> bool:
     return not found[:-1].all()
 
 
-def _same_bits(old: Source, new: Source, old_start: int, new_start: int, count: int, advance: Advance) -> bool:
+def _same_bits(old: Source, new: Source, old_start: int, new_start: int, count: int, look: Look) -> bool:
     """Whether runs of elements are the same, bit for bit."""
     if isinstance(old, RegionSource) and isinstance(new, RegionSource) and old.size and new.size:
         item = new.region.size // new.size
         runs_of = part(old.region, old_start * item, count * item), part(new.region, new_start * item, count * item)
-        return same_bytes(*runs_of, advance)
+        return look.same(*runs_of, look.advance)
     for done in range(0, count, _COMPARED):
         length = min(_COMPARED, count - done)
         one, other = old.flat(old_start + done, length), new.flat(new_start + done, length)
         if not _same(one, other):
             return False
-        advance(other.nbytes)
+        look.advance(other.nbytes)
     return True
 
 
@@ -140,16 +161,14 @@ def _same(one: Array, other: Array) -> bool:
     return np.array_equal(one.view(bits), other.view(bits))
 
 
-def _run_folds(old: Source, new: Source, edit: TensorEdit, run: Run, advance: Advance) -> bool:
+def _run_folds(old: Source, new: Source, edit: TensorEdit, run: Run, look: Look) -> bool:
     inner = math.prod(edit.after[1:])
     if run.old >= 0:
-        return _same_bits(old, new, run.old * inner, run.first * inner, (run.last - run.first) * inner, advance)
-    return all(
-        _block_folds(old, new, block, advance) for block in blocks(edit, run.first, run.last, times=_times(edit))
-    )
+        return _same_bits(old, new, run.old * inner, run.first * inner, (run.last - run.first) * inner, look)
+    return all(_block_folds(old, new, block, look) for block in blocks(edit, run.first, run.last, times=_times(edit)))
 
 
-def _zeros_fold(old: Source, new: Source, edit: TensorEdit, advance: Advance) -> bool:
+def _zeros_fold(old: Source, new: Source, edit: TensorEdit, look: Look) -> bool:
     """Whether zeros, all bits of them, were put between the old bytes; another edit is not judged here."""
     if not (isinstance(old, RegionSource) and isinstance(new, RegionSource)):
         return False
@@ -175,7 +194,7 @@ def _zeros_fold(old: Source, new: Source, edit: TensorEdit, advance: Advance) ->
         # (What a shorter last block leaves in the buffers was equal, and zero, before.)
         if one != kept or zeros != nothing_else:
             return False
-        advance(count * found.new)
+        look.advance(count * found.new)
     return True
 
 
@@ -184,9 +203,9 @@ def _times(edit: TensorEdit) -> int:
     return 1 if edit.rescales or any(axis.sharing or axis.mean for axis in edit.axes) else _LARGER
 
 
-def _block_folds(old: Source, new: Source, block: Block, advance: Advance) -> bool:
+def _block_folds(old: Source, new: Source, block: Block, look: Look) -> bool:
     after = new.rows(block.first, block.last)
-    advance(after.nbytes)
+    look.advance(after.nbytes)
     return _folds(old.rows(block.old_first, block.old_last), after, block.edit, old.dtype)
 
 

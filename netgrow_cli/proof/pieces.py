@@ -97,7 +97,7 @@ class Cut:
         context, drawn, inputs = self.drawable.border(entering, part)
         if part & context:  # (integers that it reads are made of what it makes: all that lies between belongs to it)
             return self.piece(self.joined(part | context))
-        read_outside = {ref for node in graph.nodes if node.name not in part for ref in node.inputs}
+        read_outside = {ref for node in graph.around(part) if node.name not in part for ref in node.inputs}
         made = [ref for node in nodes for ref in _made(self.topology, node)]
         outputs = tuple(ref for ref in made if ref in read_outside or ref in graph.outputs)
         return Piece(tuple(nodes), tuple(_ordered(graph, context)), tuple(drawn), tuple(inputs), outputs)
@@ -133,7 +133,7 @@ def cut(old: Topology, new: Topology, edited: Edited) -> Cut:
 
 
 def _ordered(graph: Graph, names: Collection[str]) -> list[Node]:
-    return [node for node in graph.nodes if node.name in names]
+    return [node for node in graph.around(names) if node.name in names]
 
 
 # -- which node is which --------------------------------------------------------------------------------

@@ -88,8 +88,7 @@ def compare_pieces(
     numpy computes where it knows all operations that are met, else torch.
     Raises CannotTell where pieces cannot be compared, CheckpointError where the old network's numbers are not finite.
     """
-    sizes = next(iter(probes.batches(np.dtype(dtype))))[0]
-    found = cut(old.solved(sizes), new.solved(sizes), edited)
+    found = _cut(old, new, probes, edited)
     pair = _Pair(old, new, probes, found, dtype, np.dtype(dtype))
     if knows_all(found) and old.device == new.device == "cpu":
         with contextlib.suppress(NeedsTorch, CannotTell):  # (torch has the last word on what cannot be told)
@@ -97,12 +96,17 @@ def compare_pieces(
     return _compared(dataclasses.replace(pair, real=torch_dtype(dtype)), edited, tolerance, accepted)
 
 
-def needs_torch(network: Network, edited: Edited) -> bool:
-    """Whether pieces will have to be run in torch, as far as can be told before there is another network."""
+def needs_torch(old: Network, new: Network, probes: Probes, edited: Edited) -> bool:
+    """Whether pieces will have to be run in torch, as far as shapes tell; the new network need not be written yet."""
     try:
-        return not knows_all(cut(network.solved(), network.solved(), edited))
+        return not knows_all(_cut(old, new, probes, edited))
     except CannotTell:
         return True
+
+
+def _cut(old: Network, new: Network, probes: Probes, edited: Edited) -> Cut:
+    sizes = next(iter(probes.batches(np.dtype(np.float64))))[0]
+    return cut(old.solved(sizes), new.solved(sizes), edited)
 
 
 def knows_all(found: Cut) -> bool:

@@ -67,7 +67,7 @@ class Repair:
 def pruned_network(network: Network, graph: GraphOf, plan: Plan, patches: Mapping[str, Any]) -> Network:
     """The network as a plan and patches make it, before it is written."""
     topology = network.solved()
-    infos = {name: dataclasses.replace(info, shape=plan.shape(topology, info)) for name, info in network.infos.items()}
+    infos = plan.infos(topology, network.infos)
     made: dict[str, Any] = {}
 
     def read(name: str) -> Any:

@@ -71,6 +71,10 @@ class Plan:
         edit = self.edits.get(topology.aliases[info.name])
         return edit.after if edit else info.shape
 
+    def infos(self, topology: Topology, tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+        """All tensors afterwards."""
+        return {name: dataclasses.replace(info, shape=self.shape(topology, info)) for name, info in tensors.items()}
+
 
 def make_plan(
     topology: Topology,

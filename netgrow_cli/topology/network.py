@@ -10,7 +10,7 @@ from typing import Any
 from netgrow_cli.checkpoint.dtypes import is_float
 from netgrow_cli.checkpoint.source import Open, source_of
 from netgrow_cli.checkpoint.types import Checkpoint, TensorInfo
-from netgrow_cli.errors import Refused
+from netgrow_cli.errors import CheckpointError, Refused
 from netgrow_cli.topology.graph import Graph, Node
 from netgrow_cli.topology.library import NeedsTorch, in_numpy, numbers
 from netgrow_cli.topology.rows import Rows, is_large
@@ -35,7 +35,20 @@ class Network:
     @classmethod
     def of(cls, graph: Graph, checkpoint: Checkpoint, device: str = "cpu") -> Network:
         """The network in a checkpoint."""
-        return cls(graph, checkpoint.tensors, checkpoint.read, device, functools.partial(source_of, checkpoint))
+        return cls.shaped(graph, checkpoint.tensors, device).within(checkpoint)
+
+    @classmethod
+    def shaped(cls, graph: Graph, infos: Mapping[str, TensorInfo], device: str = "cpu") -> Network:
+        """A network without numbers: it can be solved, not run."""
+
+        def read(name: str) -> Any:
+            raise CheckpointError(f"tensor {name!r}: nothing has been written yet")
+
+        return cls(graph, infos, read, device)
+
+    def within(self, checkpoint: Checkpoint) -> Network:
+        """The same network with the numbers of a checkpoint, which has tensors of these very shapes."""
+        return dataclasses.replace(self, read=checkpoint.read, sources=functools.partial(source_of, checkpoint))
 
     def reading(self, read: Callable[[str], Any], infos: Mapping[str, TensorInfo] | None = None) -> Network:
         """The same network with tensors from elsewhere, which are read as a whole."""

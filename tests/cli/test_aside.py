@@ -55,6 +55,40 @@ with aside(ready, task, wanted=True) as made:
     made.begin()
     assert made.result() == 3
 """,
+    "ended by a mapped file": """
+import mmap, tempfile
+def task():
+    with tempfile.TemporaryFile() as file:
+        file.write(bytes(8192))
+        file.flush()
+        seen = mmap.mmap(file.fileno(), 8192, access=mmap.ACCESS_READ)
+        file.truncate(0)
+        return seen[5000]
+with aside(ready, task, lambda: os.getpid(), wanted=True) as made:
+    made.begin()
+    assert made.apart and made.result() == me
+""",
+    "what is done aside is heard of": """
+from netgrow_cli.jobs.aside import Relay
+heard = []
+relay = Relay(heard.append)
+def task():
+    for _ in range(5):
+        relay.advance(7)
+        time.sleep(0.15)
+    assert not heard
+    return 1
+with aside(ready, task, wanted=True) as made:
+    made.begin()
+    assert made.result(relay.tell) == 1
+relay.tell()
+assert sum(heard) == 35 and len(heard) > 2, heard
+""",
+    "a long answer": """
+with aside(ready, lambda: bytes(1 << 20), wanted=True) as made:
+    made.begin()
+    assert made.result() == bytes(1 << 20)
+""",
     "never begun": """
 def ready(): time.sleep(60)
 began = time.monotonic()
@@ -90,13 +124,13 @@ from netgrow_cli.jobs import aside, proving, written
 from netgrow_cli.cli import main
 proving.WHOLE_BYTES = 0
 if sys.argv.pop(1) == 'here': aside.can_go_aside = lambda: False
-first, compared = os.getpid(), written.Written.compared
+first, compared = os.getpid(), written.Written._compared
 def tell(what): print('torch', what, 'torch' in sys.modules, file=sys.stderr, flush=True)
 def telling(self):
     found = compared(self)
     tell('here' if os.getpid() == first else 'aside')
     return found
-written.Written.compared = telling
+written.Written._compared = telling
 try:
     main()
 finally:
@@ -114,6 +148,16 @@ layers:
   norm: {op: rms_norm, from: down}
 outputs: [norm]
 """
+
+
+def mlp(folder: Path) -> tuple[Path, Path]:
+    """A checkpoint of it, and its spec."""
+    random, spec = np.random.default_rng(0), folder / "mlp.yaml"
+    shapes = {"up.weight": (7, 5), "up.bias": (7,), "down.weight": (4, 7), "norm.weight": (4,)}
+    checkpoint = folder / "mlp.safetensors"
+    save_file({name: random.standard_normal(shape) for name, shape in shapes.items()}, checkpoint)
+    spec.write_text(MLP)
+    return checkpoint, spec
 
 
 def expanded(where: str, folder: Path, checkpoint: Path, spec: Path, layer: str) -> tuple[bytes, str, list[str]]:
@@ -145,11 +189,61 @@ def test_a_proof_aside_is_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there")
 def test_pieces_that_numpy_knows_need_no_torch(tmp_path: Path) -> None:
-    random, spec = np.random.default_rng(0), tmp_path / "mlp.yaml"
-    shapes = {"up.weight": (7, 5), "up.bias": (7,), "down.weight": (4, 7), "norm.weight": (4,)}
-    checkpoint = tmp_path / "mlp.safetensors"
-    save_file({name: random.standard_normal(shape) for name, shape in shapes.items()}, checkpoint)
-    spec.write_text(MLP)
+    checkpoint, spec = mlp(tmp_path)
     *_, said, have = expanded("aside", tmp_path, checkpoint, spec, "up")
     assert '"mode": "pieces"' in said and '"equal": true' in said
     assert have == ["torch aside False", "torch at the end False"]
+
+
+# The same, with something that goes wrong between writing and folding back.
+MEANWHILE = LARGE.replace(
+    "try:\n    main()",
+    """
+from netgrow_cli.jobs import job
+write = job._write
+def spoiling(report, paths, *more):
+    write(report, paths, *more)
+    spoil(report.path, paths[0])
+job._write = spoiling
+try:
+    main()""",
+)
+
+SPOILED = {
+    "a byte that was to stay": (
+        """
+def spoil(old, new):
+    with new.open('r+b') as file:
+        place = file.seek(-3 * 5 * 8 - 1, 2)  # (before the three rows that are new)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))
+""",
+        1,
+        "folding back does not give",
+    ),
+    "an input that is shortened": (
+        "def spoil(old, new): os.truncate(old, old.stat().st_size - 64)\n",
+        2,
+        "something else is changing",
+    ),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there")
+@pytest.mark.parametrize("where", ["here", "aside"])
+@pytest.mark.parametrize("how", SPOILED)
+def test_what_is_spoiled_meanwhile_is_found(tmp_path: Path, how: str, where: str) -> None:
+    script, code, said = SPOILED[how]
+    checkpoint, spec = mlp(tmp_path)
+    output = tmp_path / "new.safetensors"
+    arguments = ["expand", checkpoint, "--spec", spec, "--layer", "up", "--add", "3", "-o", output]
+    done = subprocess.run(
+        [sys.executable, "-c", script + MEANWHILE, where, *map(str, arguments)],
+        env=environment(PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == code and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert not output.exists() and sorted(tmp_path.iterdir()) == sorted([checkpoint, spec])
