@@ -460,6 +460,55 @@ def test_heads(model_type: str, architecture: str, settings: dict[str, Any], tmp
     equals(tmp_path, model, model_type)
 
 
+DECODERS = [
+    ("llama", "LlamaForTokenClassification", {**SMALL, "num_labels": 3}),
+    ("qwen2", "Qwen2ForTokenClassification", SMALL),
+    ("gpt2", "GPT2ForTokenClassification", {**GPT2, "n_layer": 1}),
+    ("gpt_neox", "GPTNeoXForTokenClassification", BERT),
+]
+
+
+@pytest.mark.parametrize(("model_type", "architecture", "settings"), DECODERS, ids=[item[1] for item in DECODERS])
+def test_decoders_that_class_tokens(
+    model_type: str, architecture: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    model = write(tmp_path, model_type, architecture, settings)
+    equals(tmp_path, model, model_type)
+
+
+SEQUENCES = [
+    ("llama", "LlamaForSequenceClassification", {**SMALL, "num_labels": 1}),
+    ("gemma2", "Gemma2ForSequenceClassification", {**GEMMA, "num_hidden_layers": 1, "final_logit_softcapping": 5.0}),
+    ("phi3", "Phi3ForSequenceClassification", SMALL),
+    ("gpt2", "GPT2ForSequenceClassification", {**GPT2, "n_layer": 1}),
+    ("gpt_neox", "GPTNeoXForSequenceClassification", BERT),
+    ("opt", "OPTForSequenceClassification", {**BERT, "ffn_dim": 40, "word_embed_proj_dim": 32}),
+]
+
+
+@pytest.mark.parametrize(("model_type", "architecture", "settings"), SEQUENCES, ids=[item[1] for item in SEQUENCES])
+def test_decoders_that_class_sequences(
+    model_type: str, architecture: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """The model reads the scores at the last position that is no padding; the spec has all of them."""
+    model = write(tmp_path, model_type, architecture, settings)
+    sizes, inputs = inputs_of(model_type)
+    inputs = {name: value.clamp(min=3) for name, value in inputs.items()}
+    with opened(tmp_path / "model.pt", Options()) as job:
+        found = job.network.outputs(sizes, inputs, torch.float64)
+    close([found[0][:, -1]], outputs_of(model, inputs), SINGLE)
+
+
+def test_a_reward_model_is_expanded_and_loads(tmp_path: Path) -> None:
+    model = write(tmp_path, "llama", "LlamaForSequenceClassification", {**SMALL, "num_labels": 1})
+    _, inputs = inputs_of("llama")
+    inputs = {name: value.clamp(min=3) for name, value in inputs.items()}
+    report = netgrow_cli.expand(tmp_path / "model.pt", layer="model.layers.*.mlp.up_proj", add=5, probes=4)
+    wide = model_of(tmp_path, "LlamaForSequenceClassification", "model.expanded.config.json")
+    wide.load_state_dict(torch.load(report.output, weights_only=True))
+    close(outputs_of(wide, inputs), outputs_of(model, inputs), SINGLE)
+
+
 def test_spans(tmp_path: Path) -> None:
     """The model cuts the logits into starts and ends."""
     model = write(tmp_path, "bert", "BertForQuestionAnswering", BERT)
@@ -517,7 +566,7 @@ NOT_COVERED = [
     ("llama", "LlamaForCausalLM", SMALL, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
     ("llama", "LlamaForCausalLM", SMALL, {"hidden_act": "quick_gelu"}, "'quick_gelu'"),
     ("llama", "LlamaForCausalLM", SMALL, {"num_attention_heads": "four"}, "'four'"),
-    ("qwen2", "Qwen2ForSequenceClassification", SMALL, {}, "score.weight"),
+    ("qwen2", "Qwen2ForCausalLM", SMALL, {"tie_word_embeddings": True}, "two tensors"),
     ("gemma2", "Gemma2ForCausalLM", {**GEMMA, "num_hidden_layers": 1}, {"layer_types": ["chunked"]}, "'chunked'"),
     ("gpt2", "GPT2LMHeadModel", GPT2, {"scale_attn_by_inverse_layer_idx": True}, "inverse_layer_idx"),
     ("opt", "OPTForCausalLM", {**BERT, "ffn_dim": 48, "word_embed_proj_dim": 16}, {}, "word_embed_proj_dim"),

@@ -44,27 +44,37 @@ def head_dim_of(config: Settings, units: int, heads: str) -> int:
     return units // count
 
 
+HEADS = ("score", "classifier", "qa_outputs")
+"""What stands in place of the logits: of sequences and tokens, of tokens, of answers. At all positions; which of them
+a sequence's score is read at is left to the model."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """The layer of the logits: its weight, its own or the embedding's; None where the checkpoint has no head."""
+    """The last layer, None where the checkpoint has none. weight: that of logits, its own or the embedding's."""
 
-    weight: str | None
+    name: str | None
+    weight: str | None = None
 
-    def values(self, output: str, head: str = "lm_head") -> Values:
+    def values(self, output: str) -> Values:
         """What templates need. output: the layer behind which the head stands."""
-        return {"head": self.weight, "output": output if self.weight is None else head}
+        weight = "" if self.weight is None else f", params: {{weight: {self.weight}}}"
+        return {"head": self.name, "head_params": weight, "output": self.name or output}
 
 
-def lm_head(config: Settings, base: str, embedding: str, name: str = "lm_head.weight") -> Head:
-    """Whether there is a head, which may be tied to the embedding. A base model saved alone has none."""
-    tied = bool(config.get("tie_word_embeddings"))
-    if name in config.tensors:
-        if tied and config.tensors[name].tied_to is None and config.tensors[embedding].tied_to is None:
-            config.refuse(f"tie_word_embeddings is true, but {name} and {embedding} are two tensors in the file")
-        return Head(name)
+def head_of(config: Settings, base: str, embedding: str, name: str = "lm_head") -> Head:
+    """The head, whose weight may be the embedding's. A base model saved alone has none."""
+    tied, weight = bool(config.get("tie_word_embeddings")), f"{name}.weight"
+    if weight in config.tensors:
+        if tied and config.tensors[weight].tied_to is None and config.tensors[embedding].tied_to is None:
+            config.refuse(f"tie_word_embeddings is true, but {weight} and {embedding} are two tensors in the file")
+        return Head(name, weight)
+    other = next((other for other in HEADS if f"{other}.weight" in config.tensors), None)
+    if other is not None:
+        return Head(other)
     architectures = config.get("architectures") or []
     saved_alone = not base if not architectures else not any("LM" in str(item) for item in architectures)
-    return Head(embedding if tied and not saved_alone else None)
+    return Head(name, embedding) if tied and not saved_alone else Head(None)
 
 
 def _attention_windows(config: Settings, layers: int) -> Any:
@@ -107,7 +117,7 @@ def _grouped(config: Settings, base: str, head_dim: int) -> Values:
         "activation": activation(config, "hidden_activation", "hidden_act"),
         "default_kv_heads": kv_heads or "num_attention_heads",
         "default_head_dim": stated or "hidden_size / num_attention_heads",
-        **lm_head(config, base, embedding).values(f"{base}norm"),
+        **head_of(config, base, embedding).values(f"{base}norm"),
     }
 
 
@@ -166,7 +176,7 @@ def gemma(config: Settings) -> Values:
     scale = config.real("query_pre_attn_scalar") ** -0.5
     # gemma3 states a bound of scores too, which its code does not use.
     bound = None if newer else config.get("attn_logit_softcapping")
-    capped = cap is not None and values["head"] is not None
+    capped = cap is not None and values["head"] == "lm_head"
     return {
         **values,
         "head_norms": newer,
@@ -223,7 +233,7 @@ def gpt2(config: Settings) -> Values:
         "head_dim": head_dim_of(config, units, "n_head"),
         "eps": config.real("layer_norm_epsilon"),
         "activation": activation(config, "activation_function"),
-        **lm_head(config, base, f"{base}wte.weight").values(f"{base}ln_f"),
+        **head_of(config, base, f"{base}wte.weight").values(f"{base}ln_f"),
     }
 
 
@@ -250,8 +260,7 @@ def gpt_neox(config: Settings) -> Values:
         "partial": turned.get("rotated") is not None,
         "rotary_share": "rope_parameters.partial_rotary_factor" if nested else "rotary_pct",
         "mlp_reads": "in" if config.get("use_parallel_residual") else "attention.sum",
-        "head_name": name,
-        **lm_head(config, base, f"{base}embed_in.weight", f"{name}.weight").values(f"{base}final_layer_norm", name),
+        **head_of(config, base, f"{base}embed_in.weight", name).values(f"{base}final_layer_norm"),
     }
 
 
@@ -267,7 +276,7 @@ def opt(config: Settings) -> Values:
         "tokens": tokens,
         "head_dim": head_dim_of(config, units, "num_attention_heads"),
         "activation": activation(config, "activation_function"),
-        **lm_head(config, base.removeprefix("decoder."), f"{base}embed_tokens.weight").values(
+        **head_of(config, base.removeprefix("decoder."), f"{base}embed_tokens.weight").values(
             f"{base}final_layer_norm"
         ),
     }
