@@ -213,6 +213,12 @@ def _shard_size(text: str | None) -> int | None:
 # -- a change from the command line ------------------------------------------------------------------
 
 
+_LEFT_BEHIND = (
+    "the new spec and the record of the change lie beside a file of this format, and standard output has no place for "
+    "them; -o FILE keeps them"
+)
+
+
 def run_change(common: Writing, source: str, command: str, select: Selector) -> int:
     """Carry out a change and print its report."""
     from netgrow_cli.jobs.job import change
@@ -231,8 +237,10 @@ def run_change(common: Writing, source: str, command: str, select: Selector) -> 
         if source == STANDARD:
             report = dataclasses.replace(report, input=Path(STANDARD))
         if to_standard and not common.dry_run:
-            print_report(report, as_json=False, path=None)
             assert output is not None
+            if output.with_name(f"{output.name}.netgrow.yaml").exists():
+                report = dataclasses.replace(report, warnings=(*report.warnings, _LEFT_BEHIND))
+            print_report(report, as_json=False, path=None)
             send(output)
             return 0
     print_report(report, as_json=common.as_json, path=report.output)

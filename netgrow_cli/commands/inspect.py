@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from netgrow_cli.commands.common import Checkpoint as CheckpointArgument
 from netgrow_cli.commands.common import Common, print_json, readable, takes
+from netgrow_cli.commands.streams import as_typed
 from netgrow_cli.errors import NetgrowError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def inspect(common: Common, ckpt: CheckpointArgument) -> int:
         path = checkpoint_path(stated)
         key, prefix = place_of_tensors(path, common.spec, common.key, common.prefix)
         with open_checkpoint(path, key=key, prefix=prefix) as checkpoint:
-            topology, origin = _topology(checkpoint, path, common)
+            topology, origin = _topology(checkpoint, path, common, ckpt)
             result: Any = inspection_json(checkpoint, topology, origin)
             if common.as_json:
                 print_json(result)
@@ -35,7 +36,7 @@ def inspect(common: Common, ckpt: CheckpointArgument) -> int:
     return 0
 
 
-def _topology(checkpoint: Checkpoint, path: Path, common: Common) -> tuple[Topology | None, str]:
+def _topology(checkpoint: Checkpoint, path: Path, common: Common, typed: str) -> tuple[Topology | None, str]:
     """The topology and where its spec came from; without a spec that was asked for, tensors alone will do."""
     from netgrow_cli.topology.discover import find_spec
     from netgrow_cli.topology.solve import solve
@@ -45,7 +46,7 @@ def _topology(checkpoint: Checkpoint, path: Path, common: Common) -> tuple[Topol
     except NetgrowError as error:
         if common.spec is not None:
             raise
-        print(f"no layouts: {error}", file=sys.stderr)
+        print(f"no layouts: {as_typed(str(error), typed, path)}", file=sys.stderr)
         return None, ""
     for line in found.assumed:
         print(f"assumed: {line}", file=sys.stderr)

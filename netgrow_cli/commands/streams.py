@@ -32,7 +32,12 @@ def readable(source: str) -> Iterator[Path]:
         try:
             yield path
         except NetgrowError as error:
-            raise type(error)(str(error).replace(str(path), "standard input")) from None
+            raise type(error)(as_typed(str(error), source, path)) from None
+
+
+def as_typed(text: str, source: str, path: Path) -> str:
+    """A message about a file, which is called standard input where it only keeps that."""
+    return text.replace(str(path), "standard input") if source == STANDARD else text
 
 
 def only_one_standard(*sources: str) -> None:

@@ -681,6 +681,7 @@ def test_standard_input_and_output(run: Run, mlp: Path, tmp_path: Path) -> None:
     out = run("expand", "-", "--layer", "fc1", "--add", "2", stdin=raw)
     assert out.code == 0
     assert torch.load(io.BytesIO(out.raw), weights_only=True)["fc1.weight"].shape == (8, 5)
+    assert "-o FILE keeps them" in out.err
     kept = run("expand", "-", "--layer", "fc1", "--add", "2", "-o", tmp_path / "o.pt", "--json", stdin=raw)
     assert kept.json["input"] == "-" and kept.json["output"] == str(tmp_path / "o.pt")
     assert run("inspect", "-", stdin=raw).out == run("inspect", mlp).out
@@ -691,6 +692,8 @@ def test_standard_input_and_output(run: Run, mlp: Path, tmp_path: Path) -> None:
     assert run("verify", mlp, "-", stdin=out.raw).code == 0
     other = run("convert", "-", "-o", "-", stdin=raw)
     assert other.code == 0 and other.raw[8:9] == b"{"
+    whole = run("expand", "-", "--layer", "fc1", "--add", "2", stdin=other.raw)
+    assert whole.code == 0 and "keeps them" not in whole.err  # (a safetensors file holds both)
     again = run("convert", "-", "-o", "-", stdin=other.raw)
     assert torch.load(io.BytesIO(again.raw), weights_only=True).keys() == torch.load(mlp, weights_only=True).keys()
 
