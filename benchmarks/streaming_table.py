@@ -39,9 +39,9 @@ sampled every 10 ms.
 {changes}
 
 The proof folds every tensor back bit for bit, after all has been written, and runs the pieces around the changed widths
-in numpy, which knows all operations in them, so that torch is not imported. Both at once, by two processes: of the
-processors' time beyond that of `--no-verify`, reading both folders back and comparing them takes one half and the
-pieces the other (at 3 GB about 1.2 s each). Pieces with operations that numpy does not know (convolutions, recurrent
+in numpy, which knows all operations in them, so that torch is not imported. Both at once, by processes of their own: of
+the processors' time beyond that of `--no-verify`, comparing both folders takes about one half and the pieces the other.
+Pieces with operations that numpy does not know (convolutions, recurrent
 layers, functions of torch) take torch, which is then imported while the output is written: one and a half seconds more.
 
 `inspect` and `diff` of that folder and its edited copy, and of the shapes of a 70B Llama (80 layers, 141 GB in shards

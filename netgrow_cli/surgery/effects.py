@@ -26,11 +26,13 @@ mean and the sum of squared deviations as they are, and the same follows.
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping
 
 from netgrow_cli.surgery.change import WidthChange
 from netgrow_cli.surgery.feeds import summed_axes, sums
 from netgrow_cli.surgery.fresh import Fill
-from netgrow_cli.topology.layout import Width, leaves
+from netgrow_cli.topology.layout import Concat, Fixed, Layout, Width, leaves
 from netgrow_cli.topology.ops.attention import follows_size
 from netgrow_cli.topology.solve import Effect, Topology
 
@@ -52,8 +54,13 @@ class Verdict:
     carried: bool = False
 
 
-def judge(topology: Topology, effect: Effect, change: WidthChange, zero_units: bool) -> Verdict:
-    """The table's entry. zero_units: all units that are dropped are zero where the operation reads them."""
+def judge(
+    topology: Topology, effect: Effect, change: WidthChange, zero_units: bool, together: Mapping[int, WidthChange]
+) -> Verdict:
+    """The table's entry. zero_units: all units that are dropped are zero where the operation reads them.
+
+    together: all changes that are made at once, by width; what sees several widths is the same where all are split.
+    """
     name = f"{effect.kind} in {effect.node!r}"
     if change.kind == "permute":
         return Verdict("exact")
@@ -62,7 +69,7 @@ def judge(topology: Topology, effect: Effect, change: WidthChange, zero_units: b
     if change.kind == "expand":
         return _expand(topology, effect, name)
     if change.kind == "split":
-        return _split(effect, change, name)
+        return _split(effect, name, together)
     if change.kind == "merge":
         return _merge(topology, effect, change, name)
     if change.kind == "prune":
@@ -111,7 +118,7 @@ def _expand(topology: Topology, effect: Effect, name: str) -> Verdict:
             return Verdict(
                 "refused",
                 f"{name} normalises {topology.text(effect.layout)} together; units of one part move the mean",
-                instead="`split` of all units of all parts",
+                instead="`split --units all` of all parts, each a --layer or --width",
             )
         return Verdict("compensate", fill="mean")
     if effect.kind == "normalize":
@@ -138,25 +145,37 @@ def _weighs_all(effect: Effect) -> bool:
     return effect.kind in ("mean", "group_norm") or effect.kind.startswith(("layer_norm", "rms_norm"))
 
 
-def _split(effect: Effect, change: WidthChange, name: str) -> Verdict:
+def _split(effect: Effect, name: str, together: Mapping[int, WidthChange]) -> Verdict:
     if effect.kind in ("amax", "amin"):
         return Verdict("exact")
     if _weighs_all(effect):
-        others = {leaf.id for leaf in leaves(effect.layout)} - {change.width}
-        if change.multiple is not None and not others:
+        if _repeats(effect.layout, together) is not None:
             return Verdict("exact")
+        alone = isinstance(effect.layout, Width)
         return Verdict(
             "refused",
             f"{name} weighs all units equally, so copies of some change it",
             instead="`--units all`, which duplicates every unit"
-            if not others
-            else "a layer that no norm sees together with others",
+            if alone
+            else "`--units all` of all parts that it sees, each a --layer or --width",
         )
     return Verdict(
         "refused",
         f"{name} sees all units at once, and copies change it",
         instead="a layer that it does not read",
     )
+
+
+def _repeats(layout: Layout, together: Mapping[int, WidthChange]) -> int | None:
+    """How often every index of a layout is there afterwards, if all are there equally often."""
+    if isinstance(layout, Width):
+        return together[layout.id].multiple if layout.id in together else 1
+    if isinstance(layout, Fixed):
+        return 1
+    counts = [_repeats(part, together) for part in (layout.parts if isinstance(layout, Concat) else layout.factors)]
+    if None in counts or (isinstance(layout, Concat) and len(set(counts)) > 1):
+        return None
+    return counts[0] if isinstance(layout, Concat) else math.prod(count for count in counts if count is not None)
 
 
 def _prune(topology: Topology, effect: Effect, name: str, zero_units: bool) -> Verdict:

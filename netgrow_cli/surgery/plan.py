@@ -144,10 +144,10 @@ def _judge_all(
     topology: Topology, changes: Sequence[WidthChange], zero_units: bool
 ) -> dict[int, list[tuple[Effect, Verdict]]]:
     verdicts: dict[int, list[tuple[Effect, Verdict]]] = {}
+    together = {change.width: change for change in changes}
     for change in changes:
-        pairs = [
-            (effect, judge(topology, effect, change, zero_units)) for effect in topology.widths[change.width].effects
-        ]
+        effects = topology.widths[change.width].effects
+        pairs = [(effect, judge(topology, effect, change, zero_units, together)) for effect in effects]
         for _, verdict in pairs:
             if verdict.answer == "refused":
                 name = topology.widths[change.width].name

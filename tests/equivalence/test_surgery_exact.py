@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,49 @@ def test_all_units_split_under_a_norm(tmp_path: Path, kind: str, ways: int) -> N
     if kind != "group_norm":
         with pytest.raises(Refused, match="all units equally"):
             edit(tmp_path / "some", text, module, "split", layer="a", units=[1])
+
+
+class Joined(nn.Module):
+    """Two layers one after the other, and perhaps three numbers of the input, that one norm sees together."""
+
+    def __init__(self, norm: type[nn.Module], given: bool) -> None:
+        super().__init__()
+        size = 10 + 3 * given
+        self.a, self.c, self.norm, self.b = nn.Linear(4, 6), nn.Linear(4, 4), norm(size), nn.Linear(size, 3)
+        self.given = given
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.norm(torch.cat([self.a(x), self.c(x), *([x[:, :3]] if self.given else [])], 1)))
+
+
+def joined(kind: str, given: bool) -> str:
+    more = {"part": "op: slice, from: x, axis: 1, stop: 3"} if given else {}
+    return spec_of(
+        "x: [batch, 4]",
+        "b",
+        a="op: linear, from: x",
+        c="op: linear, from: x",
+        **more,
+        all=f"op: concat, from: [a, c{', part' if given else ''}]",
+        norm=f"op: {kind}, eps: 0.001, from: all",
+        b="op: linear, from: norm",
+    )
+
+
+@pytest.mark.parametrize("kind", ("rms_norm", "layer_norm"))
+def test_all_units_of_all_parts_split_under_a_norm(tmp_path: Path, kind: str) -> None:
+    made = functools.partial(nn.RMSNorm if kind == "rms_norm" else nn.LayerNorm, eps=1e-3)
+    module, text = randomise(Joined(made, given=False)).double(), joined(kind, given=False)
+    for ways in (2, 3):
+        done = edit(tmp_path / f"{ways}", text, module, "split", layer=["a", "c"], every=True, ways=ways)
+        assert done.distance(inputs(9, 4)) < EXACT
+    for some in ({"layer": "a", "every": True}, {"layer": ["a", "c"], "units": [0, 1]}):
+        with pytest.raises(Refused, match="--units all` of all parts"):
+            edit(tmp_path / "some", text, module, "split", **some)
+    # What else it sees stays as often as it was.
+    module, text = randomise(Joined(made, given=True)).double(), joined(kind, given=True)
+    with pytest.raises(Refused, match="weighs all units equally"):
+        edit(tmp_path / "given", text, module, "split", layer=["a", "c"], every=True)
 
 
 @pytest.mark.parametrize("kind", ("rms_norm", "layer_norm", "group_norm"))
