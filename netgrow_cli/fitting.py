@@ -223,6 +223,9 @@ def _adjust(name: str, module: torch.nn.Module, settings: Mapping[str, Mapping[s
     if isinstance(module, torch.nn.RNNBase):
         _recurrent(module)
         return
+    if isinstance(module, torch.nn.RNNCellBase):
+        module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
+        return
     weight = getattr(module, "weight", None)
     stated = settings.get(name, {})
     shape = tuple(weight.shape) if isinstance(weight, torch.Tensor) else stated.get("shape")

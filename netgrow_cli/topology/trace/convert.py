@@ -229,6 +229,10 @@ class Converter:
         """A node that is the value of a layer made on the way."""
         self._values[node] = ref
 
+    def give_all(self, node: Any, refs: Sequence[str]) -> None:
+        """A node of several outputs, which are the values of layers made on the way."""
+        self._values[node] = list(refs)
+
     def extra(
         self,
         node: Any,
@@ -237,10 +241,14 @@ class Converter:
         refs: Sequence[str],
         attrs: Mapping[str, Any],
         params: Mapping[str, Any] | None = None,
+        name: str = "",
     ) -> str:
-        """A layer on the way to a node's own; its reference."""
+        """A layer on the way to a node's own; its reference. name: where it is not that of the module of `weight`."""
         named = {role: self._tensors[value] for role, value in (params or {}).items()}
-        name = self._layer_name(node, named) if named else self._free(f"{self._path(node)}.{suffix}")
+        if name:
+            name = self._free(name)
+        else:
+            name = self._layer_name(node, named) if named else self._free(f"{self._path(node)}.{suffix}")
         self._add(node, name, op, refs, named, attrs)
         return name
 

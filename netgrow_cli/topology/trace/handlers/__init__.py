@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from netgrow_cli.topology.trace.convert import Handler
-from netgrow_cli.topology.trace.handlers import arithmetic, axes, experts, layers, routing, space
+from netgrow_cli.topology.trace.handlers import arithmetic, axes, cells, experts, layers, routing, space
 
 HANDLERS: dict[str, Handler] = {
     **arithmetic.HANDLERS,
     **layers.HANDLERS,
+    **cells.HANDLERS,
     **axes.HANDLERS,
     **space.HANDLERS,
     **routing.HANDLERS,  # (these two stand in front of some of the others)
