@@ -54,6 +54,54 @@ class Block(nn.Module):
         return self.relu(out)
 
 
+class Woven(nn.Module):
+    """Channels that become pixels and the other way, and torch's own channel shuffle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(16, 12, 1), nn.Conv2d(12, 8, 1, groups=2)
+        self.down, self.mix, self.up, self.out = (
+            nn.PixelUnshuffle(2),
+            nn.ChannelShuffle(3),
+            nn.PixelShuffle(2),
+            nn.Conv2d(2, 3, 1),
+        )
+
+    def forward(self, x):
+        x = self.down(F.relu(self.a(x)))
+        return self.out(self.up(torch.tanh(self.c(self.mix(F.relu(self.b(x))))))).mean((2, 3))
+
+
+class InstanceNorms(nn.Module):
+    """Norms of each channel over all positions, and a slope that the code states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(2, 6, 3), nn.Conv2d(6, 5, 3), nn.Conv2d(5, 3, 1)
+        self.norm, self.kept = nn.InstanceNorm2d(6, affine=True), nn.InstanceNorm2d(5, track_running_stats=True)
+
+    def forward(self, x):
+        x = F.prelu(self.norm(self.a(x)), torch.tensor([0.25], dtype=x.dtype))
+        return self.c(F.relu(self.kept(self.b(x)))).mean((2, 3))
+
+
+class ComputedGain(nn.Module):
+    """A norm's gain that is computed of another parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.gain, self.b, self.c = (
+            nn.Conv2d(2, 6, 3),
+            nn.Parameter(torch.rand(6, 3)),
+            nn.Linear(6, 5),
+            nn.Linear(5, 2),
+        )
+
+    def forward(self, x):
+        x = F.group_norm(self.a(x), 3, weight=self.gain.mean(1))
+        return self.c(F.relu(self.b(x.mean((2, 3)))))
+
+
 class ResNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -297,6 +345,8 @@ TOYS = [
     Toy("depthwise and grouped", Depthwise, IMAGE, [2, 2, 4, 6]),
     Toy("channel shuffle", Shuffle, IMAGE, [2, 3, 4], coded=True),
     Toy("channels last", ChannelsLast, IMAGE, [5]),
+    Toy("woven channels", Woven, IMAGE, [2, 2, 3, 4], coded=True),
+    Toy("instance norms", InstanceNorms, IMAGE, [5, 6]),
     Toy("stream under a norm", Normed, VECTOR, [6, 7]),
     Toy("encoder", Encoder, ("float32[2,5,8]",), [2, 4, 12], coded=True),
     Toy("encoder, norm first", lambda: Encoder(True), ("float32[2,5,8]",), [2, 4, 12], coded=True),
@@ -310,6 +360,7 @@ TOYS = [
     Toy("LSTM, both ways", lambda: Recurrent(nn.LSTM, bidirectional=True), ("float32[2,3,4]",), [5, 6, 6], coded=True),
     Toy("GRU", lambda: Recurrent(nn.GRU), ("float32[2,3,4]",), [5, 6], coded=True),
     Toy("RNN", lambda: Recurrent(nn.RNN, nonlinearity="relu"), ("float32[2,3,4]",), [5, 6], coded=True),
+    Toy("computed gain", ComputedGain, IMAGE, [3, 5], unknown=("aten.group_norm.default",)),
     Toy("keywords", Keywords, ("int64[2,4]:7", "extra=float32[2,3]"), [6]),
 ]
 

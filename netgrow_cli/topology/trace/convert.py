@@ -43,6 +43,10 @@ _COUNTED = {
 _SKIPPED = ("_assert", "sym_", "_set_grad_enabled", "_enter_autocast", "_exit_autocast")
 
 
+class Computed(Exception):
+    """What a layer would have as a parameter is no tensor of the checkpoint as it is."""
+
+
 class Converter:
     """Converts one exported program; `layers` and `outputs` are the result."""
 
@@ -212,12 +216,19 @@ class Converter:
         outputs: how many, for operations that have several (which are read as name[0] even where it is one).
         name: where it is not that of the module of `weight`.
         """
-        named = {role: self._tensors[value] for role, value in (params or {}).items() if value is not None}
+        named = self._named(params)
         name = self._layer_name(node, named) if name is None else self._free(name)
         self._add(node, name, op, [self.ref(value) for value in inputs], named, attrs or {})
         shapes = tuple(tuple(shape(value)) for value in inputs if is_tensor(value))
         self.layers[-1] = dataclasses.replace(self.layers[-1], shapes=shapes)
         self._values[node] = name if outputs is None else [f"{name}[{n}]" for n in range(outputs)]
+
+    def _named(self, params: Mapping[str, Any] | None) -> dict[str, str]:
+        """By role, the checkpoint's names of parameters. Raises Computed."""
+        given = {role: value for role, value in (params or {}).items() if value is not None}
+        if any(self.tensor(value) is None for value in given.values()):
+            raise Computed
+        return {role: self._tensors[value] for role, value in given.items()}
 
     def put_refs(self, node: Any, op: str, refs: Sequence[str], attrs: Mapping[str, Any]) -> None:
         """Add the layer that computes a node from references."""
@@ -244,7 +255,7 @@ class Converter:
         name: str = "",
     ) -> str:
         """A layer on the way to a node's own; its reference. name: where it is not that of the module of `weight`."""
-        named = {role: self._tensors[value] for role, value in (params or {}).items()}
+        named = self._named(params)
         if name:
             name = self._free(name)
         else:
@@ -355,11 +366,16 @@ class Converter:
             self._in_numbers = self._folded.compute(node)
             if self._in_numbers and self._folded.is_empty(node):
                 self.empty.add(node)
-            elif not (self._in_numbers and self._folded.table(node, self.batch)) and not (
-                name in self._handlers and self._handlers[name](self, node)
-            ):
+            elif not (self._in_numbers and self._folded.table(node, self.batch)) and not self._by_rule(name, node):
                 self._generic(node)
             self._in_numbers = False
+
+    def _by_rule(self, name: str, node: Any) -> bool:
+        """Convert an operation that has a handler; False where it has none, or not for this form."""
+        try:
+            return name in self._handlers and self._handlers[name](self, node)
+        except Computed:
+            return False
 
     def _inline(self, node: Any, graph: Any) -> None:
         """The operations under `no_grad` or autocast are recorded in a graph of their own."""

@@ -94,6 +94,13 @@ def _legit_batch_norm(made: Converter, node: Any) -> bool:
     return True
 
 
+def _instance_norm(made: Converter, node: Any) -> bool:
+    source, weight, bias, mean, variance, by_input, _, eps = node.args[:8]
+    statistics = {} if by_input else {"running_mean": mean, "running_var": variance}
+    made.put(node, "instance_norm", [source], {"weight": weight, "bias": bias, **statistics}, {"eps": eps})
+    return True
+
+
 def _layer_norm(op: str) -> Handler:
     def handler(made: Converter, node: Any) -> bool:
         source, shape = node.args[:2]
@@ -132,7 +139,11 @@ def _embedding(made: Converter, node: Any) -> bool:
 
 
 def _prelu(made: Converter, node: Any) -> bool:
-    made.put(node, "prelu", [node.args[0]], {"weight": node.args[1]})
+    slope = made.number(node.args[1])
+    if slope is not None and slope.numel() == 1:  # (the code's own)
+        made.put(node, "leaky_relu", [node.args[0]], attrs={"negative_slope": float(slope)})
+    else:
+        made.put(node, "prelu", [node.args[0]], {"weight": node.args[1]})
     return True
 
 
@@ -165,6 +176,7 @@ HANDLERS: dict[str, Handler] = {
     **{f"conv_transpose{dims}d": _transposed(dims) for dims in (1, 2, 3)},
     "batch_norm": _batch_norm,
     "_native_batch_norm_legit_no_training": _legit_batch_norm,
+    "instance_norm": _instance_norm,
     "layer_norm": _layer_norm("layer_norm"),
     "rms_norm": _layer_norm("rms_norm"),
     "group_norm": _group_norm,

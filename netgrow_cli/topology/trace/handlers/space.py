@@ -53,6 +53,40 @@ def _resample(made: Converter, node: Any) -> bool:
     return True
 
 
+def _woven(made: Converter, node: Any, apart: Sequence[int], axes: Sequence[int], after: Sequence[int]) -> bool:
+    """An axis taken apart, the parts in another order, and some of them put together again."""
+    grid = made.extra(node, "apart", "reshape", [made.ref(node.args[0])], {"shape": list(apart)})
+    turned = made.extra(node, "turned", "permute", [grid], {"axes": list(axes)})
+    made.put_refs(node, "reshape", [turned], {"shape": list(after)})
+    return True
+
+
+def _pixel_shuffle(made: Converter, node: Any) -> bool:
+    """(b, c r r, h, w) becomes (b, c, h r, w r)."""
+    factor, before = node.args[1], shape(node.args[0])
+    if len(before) != 4:
+        return False
+    high, wide = before[2:]
+    after = [0, 0, high * factor, wide * factor]
+    return _woven(made, node, [0, -1, factor, factor, high, wide], [0, 1, 4, 2, 5, 3], after)
+
+
+def _pixel_unshuffle(made: Converter, node: Any) -> bool:
+    """(b, c, h r, w r) becomes (b, c r r, h, w)."""
+    factor, after = node.args[1], shape(node)
+    if len(after) != 4:
+        return False
+    high, wide = after[2:]
+    return _woven(made, node, [0, 0, high, factor, wide, factor], [0, 1, 3, 5, 2, 4], [0, -1, high, wide])
+
+
+def _channel_shuffle(made: Converter, node: Any) -> bool:
+    """(b, g c, ...) becomes (b, c g, ...)."""
+    space = list(shape(node))[2:]
+    axes = [0, 2, 1, *range(3, 3 + len(space))]
+    return _woven(made, node, [0, node.args[1], -1, *space], axes, [0, -1, *space])
+
+
 def _pad(made: Converter, node: Any) -> bool:
     amounts = list(node.args[1])
     mode = argument(node, 2, "mode", "constant") if operation(node.target) == "pad" else "constant"
@@ -100,6 +134,9 @@ HANDLERS: dict[str, Handler] = {
         ),
         _resample,
     ),
+    "pixel_shuffle": _pixel_shuffle,
+    "pixel_unshuffle": _pixel_unshuffle,
+    "channel_shuffle": _channel_shuffle,
     "im2col": _folding("unfold", _FOLDING),
     "col2im": _folding("fold", ("output_size", *_FOLDING)),
     "pad": _pad,
