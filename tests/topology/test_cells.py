@@ -99,3 +99,82 @@ def test_a_state_that_is_given_keeps_its_width(tmp_path: Path) -> None:
     assert after.cell.input_size == 7
     with pytest.raises(netgrow_cli.Refused, match="input of the model"):
         netgrow_cli.expand(path, spec=tmp_path / "step.yaml", layer="cell", add=2, output=tmp_path / "no.pt")
+
+
+class Given(nn.Module):
+    """A recurrent layer that starts from what another layer makes, as a decoder does, or from an input."""
+
+    def __init__(self, kind: str, levels: int = 1, both: bool = False) -> None:
+        super().__init__()
+        made = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}[kind]
+        self.count = levels * (1 + both)
+        self.reads, self.start = nn.Linear(4, 5), nn.Linear(3, 6)
+        self.core = made(5, 6, levels, batch_first=True, bidirectional=both)
+        self.head, self.pairs = nn.Linear(6 * (1 + both), 2), kind == "lstm"
+
+    def forward(self, x: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+        state = torch.tanh(self.start(first)).unsqueeze(0).expand(self.count, -1, -1)
+        out, _ = self.core(torch.tanh(self.reads(x)), (state, 0.5 * state) if self.pairs else state)
+        return self.head(out[:, -1])
+
+
+@pytest.mark.parametrize(("levels", "both"), [(1, False), (2, False), (1, True)])
+@pytest.mark.parametrize("kind", ("gru", "lstm", "rnn"))
+def test_a_state_that_another_layer_makes(tmp_path: Path, kind: str, levels: int, both: bool) -> None:
+    module = randomise(Given(kind, levels, both)).double()
+    text = trace_model(module, [parse_input("float64[2,3,4]"), parse_input("float64[2,3]")], origin="given").text
+    assert "aten" not in text
+    given = inputs(7, 3, 4), inputs(7, 3)
+    changes = [
+        ("expand", {"layer": "start", "add": 2}, 8),
+        ("split", {"layer": "start", "units": [0, 3]}, 8),
+        ("expand", {"layer": "reads", "add": 2}, 6),
+    ]
+    with torch.no_grad():
+        wanted = module(*given)
+    for number, (command, settings, hidden) in enumerate(changes):
+        done = edit(tmp_path / str(number), text, module, command, **settings)
+        with torch.no_grad():
+            torch.testing.assert_close(done.after(*given), wanted, rtol=0, atol=EXACT)
+        assert done.after.core.hidden_size == hidden
+
+
+def test_a_unit_that_only_its_start_wakes_is_not_dead(tmp_path: Path) -> None:
+    """All that it reads is zero, so that a plain layer's unit is zero from its first step on; but it was not before."""
+    module = randomise(Given("rnn")).double()
+    with torch.no_grad():
+        for name, tensor in module.core.named_parameters():
+            tensor[2] = 0.0
+            assert len(tensor) == 6, name
+    text = trace_model(module, [parse_input("float64[2,3,4]"), parse_input("float64[2,3]")], origin="given").text
+    kept = edit(tmp_path, text, module, "prune", layer="start", dead=True)
+    assert kept.after.core.hidden_size == 6
+    with torch.no_grad():
+        module.start.weight[2] = module.start.bias[2] = 0.0
+    gone = edit(tmp_path / "dead", text, module, "prune", layer="start", dead=True)
+    assert gone.after.core.hidden_size == 5
+
+
+def test_states_as_inputs_of_the_model(tmp_path: Path) -> None:
+    class Agent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.reads, self.core, self.head = nn.Linear(4, 5), nn.LSTM(5, 6), nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor, h: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            out, (h, c) = self.core(torch.relu(self.reads(x)), (h, c))
+            return self.head(out), h, c
+
+    module = randomise(Agent()).double()
+    given = [parse_input(text) for text in ("float64[3,2,4]", "float64[1,2,6]", "float64[1,2,6]")]
+    text = trace_model(module, given, origin="agent").text
+    assert "aten" not in text
+    torch.save(module.state_dict(), tmp_path / "a.pt")
+    (tmp_path / "a.yaml").write_text(text, encoding="utf-8")
+    report = netgrow_cli.expand(tmp_path / "a.pt", spec=tmp_path / "a.yaml", layer="reads", add=3)
+    values = inputs(3, 2, 4), inputs(1, 2, 6), inputs(1, 2, 6, seed=3)
+    with torch.no_grad():
+        wanted = module(*values)
+        found = netgrow_cli.fit(module, report.output)(*values)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=EXACT)

@@ -5,7 +5,8 @@ One level in one direction (`l0`, `l1_reverse`), where g is 4 for an LSTM, 3 for
     weight_ih  (g h) i      weight_hh  (g h) s      bias_ih, bias_hh  (g h)      weight_hr  p h
 
 i is what it reads, h its hidden units, s what it says: p where it projects, else h itself. The next level reads the
-s of both directions, one behind the other; a level itself reads its own s of the step before, which is zero at first.
+s of both directions, one behind the other; a level itself reads its own s of the step before. That is zero at first, or
+what further operands give, as torch has them: (levels, batch, s), and for an LSTM (levels, batch, h).
 """
 
 from __future__ import annotations
@@ -82,10 +83,27 @@ def _rule(context: Context) -> tuple[Value, ...]:
         _one_size(context, said, "proj_size")
     values = [Value((*source.axes[:2], reads), 2)]
     states = [said, hidden] if context.node.op == "lstm" else [said]
+    _start(context, form, states, source.axes[1 - time])
     # The states hold all levels side by side on one axis of units, which couples them: only where something reads them.
     for state in states[: max(context.read, default=0)]:
         values.append(Value((Fixed(len(state), "levels"), source.axes[1 - time], _coupled(context, state)), 2))
     return tuple(values)
+
+
+def _start(context: Context, form: _Form, states: Sequence[Sequence[Layout]], batch: Layout) -> None:
+    """What the first step reads of the layer itself, where that is given."""
+    given = context.inputs[1:]
+    if given and len(given) != len(states):
+        context.fail(f"{context.node.op} starts from {len(states)} states, or none; {len(given)} are given", "from")
+    if given and form.projected:
+        context.fail("an LSTM with proj_size starts from zeros; it takes no states here", "from")
+    for value, levels in zip(given, states, strict=False):
+        if len(value.axes) != 3 or value.axes[0].size != len(levels):
+            shape = list(value.shape)
+            context.fail(f"its state has the shape {shape}; {[len(levels), batch.size, levels[0].size]} is expected")
+        context.layouts.freeze(value.axes[0], "levels")
+        context.layouts.unify(value.axes[1], batch)
+        context.layouts.unify(value.axes[2], _coupled(context, levels))
 
 
 def _checked(context: Context) -> _Form:
@@ -179,41 +197,47 @@ def _coupled(context: Context, levels: Sequence[Layout]) -> Layout:
 
 def _run(call: Call) -> Any:
     form = _Form.of(call.params)
-    return _through(call, form, call.inputs[0], [call.params[name] for name in form.names()])[: len(call.outputs)]
+    weights = [call.params[name] for name in form.names()]
+    return _through(call, form, call.inputs[0], weights, call.inputs[1:])[: len(call.outputs)]
 
 
-def _through(call: Call, form: _Form, x: Any, weights: Sequence[Any]) -> Any:
-    """torch's own function, from a state of zeros."""
+def _through(call: Call, form: _Form, x: Any, weights: Sequence[Any], given: Sequence[Any]) -> Any:
+    """torch's own function, from given states or from zeros."""
     op, torch, batch_first = call.node.op, call.torch, call.attrs["batch_first"]
     function = getattr(torch, f"rnn_{call.attrs['nonlinearity']}" if op == "rnn" else op)
     said = weights[form.kinds().index("weight_hh")].shape[1]
     hidden = weights[0].shape[0] // _GATES[op]
     levels, batch = form.layers * form.directions, x.shape[0 if batch_first else 1]
-    states = tuple(weights[0].new_zeros(levels, batch, size) for size in (said, hidden))
+    zeros = (weights[0].new_zeros(levels, batch, size) for size in (said, hidden))
+    states = tuple(state.contiguous() for state in given) or tuple(zeros)
     start = states if op == "lstm" else states[0]
     return function(x, start, weights, form.bias, form.layers, 0.0, False, form.directions == 2, batch_first)
 
 
 def _inside(call: Call) -> dict[str, Any]:
-    """By parameter, what it reads that the layer itself has made, at all steps."""
+    """By parameter, what it reads that the layer itself has made or was given to start from, at all steps."""
     form, x = _Form.of(call.params), call.inputs[0]
+    time = 1 if call.attrs["batch_first"] else 0
     found: dict[str, Any] = {}
     for layer in range(form.layers):
         says = []
-        for end in form.level(layer):
+        for direction, end in enumerate(form.level(layer)):
             if layer:
                 found[f"weight_ih_{end}"] = x
-            hidden = _hidden(call, form, end, x)
+            level = layer * form.directions + direction
+            start = [state[level : level + 1] for state in call.inputs[1:]]
+            hidden = _hidden(call, form, end, x, start)
             if form.projected:
                 found[f"weight_hr_{end}"] = hidden
                 hidden = call.functional.linear(hidden, call.params[f"weight_hr_{end}"])
-            found[f"weight_hh_{end}"] = hidden
+            first = [start[0].transpose(0, time)] if start else []
+            found[f"weight_hh_{end}"] = call.torch.cat([*first, hidden], time)
             says.append(hidden)
         x = call.torch.cat(says, -1)
     return found
 
 
-def _hidden(call: Call, form: _Form, end: str, x: Any) -> Any:
+def _hidden(call: Call, form: _Form, end: str, x: Any, start: Sequence[Any]) -> Any:
     """The hidden units of one level in one direction. A projection is put into what reads it."""
     weights = {kind: call.params[f"{kind}_{end}"] for kind in form.kinds()}
     if form.projected:
@@ -221,7 +245,7 @@ def _hidden(call: Call, form: _Form, end: str, x: Any) -> Any:
     time = 1 if call.attrs["batch_first"] else 0
     backwards = end.endswith("_reverse")
     alone = _Form(1, 1, form.bias, projected=False)
-    out = _through(call, alone, x.flip(time) if backwards else x, list(weights.values()))[0]
+    out = _through(call, alone, x.flip(time) if backwards else x, list(weights.values()), start)[0]
     return out.flip(time) if backwards else out
 
 
@@ -245,6 +269,8 @@ class _Known:
 
 def _bounds(asked: Bounding) -> tuple[Interval, ...]:
     form = _Form.of(asked.call.params)
+    if len(asked.operands) > 1:  # (nothing is known of what given states come to)
+        return tuple(Interval.anything(asked.call.shape(n)) for n in range(len(asked.call.outputs)))
     levels = _known_levels(asked, form)
     last = _joined([one.says for one in levels[-form.directions :]])
     sequence = last.map(lambda end: end[0].expand(asked.call.shape()))
@@ -262,6 +288,9 @@ def _bounds_inside(asked: Bounding) -> dict[str, Interval]:
     """As `_inside`; what it reads of itself at the first step is zero."""
     form = _Form.of(asked.call.params)
     found: dict[str, Interval] = {}
+    if len(asked.operands) > 1:
+        own = (name for name in form.names() if name.startswith(("weight_ih", "weight_hh")) and name != "weight_ih_l0")
+        return {name: Interval.anything((1, asked.call.params[name].shape[1])) for name in own}
     levels = _known_levels(asked, form)
     for number, end in enumerate(end for layer in range(form.layers) for end in form.level(layer)):
         known, below = levels[number], number // form.directions - 1
@@ -386,6 +415,7 @@ def _op(name: str, more: Mapping[str, Attr], doc: str) -> Op:
         run=_run,
         params=_params(name == "lstm"),
         attrs={**_ATTRS, **more},
+        inputs=(1, 3 if name == "lstm" else 2),
         consumes_axis=-1,
         multiple=True,
         main_output=True,
@@ -398,12 +428,14 @@ def _op(name: str, more: Mapping[str, Attr], doc: str) -> Op:
 
 OPS = (
     _op(
-        "lstm", {"proj_size": Attr(None, INT)}, "LSTM; `name` is the sequence, name[1] the last h, name[2] the last c."
+        "lstm",
+        {"proj_size": Attr(None, INT)},
+        "LSTM, from zeros or from: [x, h, c]; `name` is the sequence, name[1] the last h, name[2] the last c.",
     ),
-    _op("gru", {}, "GRU; `name` is the sequence, name[1] the last h."),
+    _op("gru", {}, "GRU, from zeros or from: [x, h]; `name` is the sequence, name[1] the last h."),
     _op(
         "rnn",
         {"nonlinearity": Attr("tanh", TEXT)},
-        "Elman's RNN; `name` is the sequence, name[1] the last h.",
+        "Elman's RNN, from zeros or from: [x, h]; `name` is the sequence, name[1] the last h.",
     ),
 )

@@ -148,23 +148,29 @@ def _prelu(made: Converter, node: Any) -> bool:
 
 
 def _recurrent(op: str, outputs: int, **settings: Any) -> Handler:
-    """torch.nn's recurrent layers, which find their parameters by name; from a state of zeros only."""
+    """torch.nn's recurrent layers, which find their parameters by name; from zeros, or from states that are given."""
 
     def handler(made: Converter, node: Any) -> bool:
         source, states, weights = node.args[:3]
         states = states if isinstance(states, (list, tuple)) else [states]
         names = [made.tensor(weight) for weight in weights]
-        if any(operation(state.target) != "zeros" for state in states) or None in names:
+        given = [] if all(_is_zero(made, state) for state in states) else states
+        if None in names or (given and any("weight_hr" in str(name) for name in names)):
             return False
         module, _, first = str(names[0]).rpartition(".")
         if not module or first != "weight_ih_l0" or any(str(name).rpartition(".")[0] != module for name in names):
             return False
         attrs = {**settings, **({"batch_first": True} if node.args[8] else {})}
         params = {str(name).rpartition(".")[2]: weight for name, weight in zip(names, weights, strict=True)}
-        made.put(node, op, [source], params, attrs, outputs, module)
+        made.put(node, op, [source, *given], params, attrs, outputs, module)
         return True
 
     return handler
+
+
+def _is_zero(made: Converter, node: Any) -> bool:
+    numbers = made.number(node)
+    return operation(node.target) == "zeros" or (numbers is not None and not bool(numbers.any()))
 
 
 HANDLERS: dict[str, Handler] = {
