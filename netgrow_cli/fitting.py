@@ -12,6 +12,7 @@ from netgrow_cli.errors import CheckpointError, NetgrowError, UsageError
 from netgrow_cli.topology.discover import find_spec, place_of_tensors
 from netgrow_cli.topology.layout import leaves
 from netgrow_cli.topology.ops.attention import summed_size
+from netgrow_cli.topology.ops.derived_weights import module_of
 from netgrow_cli.topology.solve import Site, Topology, solve
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ def fit(
         # (Modules with versions of their own ask for the one that they were saved by.)
         state._metadata = getattr(model.state_dict(), "_metadata", {})
         model.load_state_dict(state, strict=True)
+        for module in model.modules():
+            _old_weight_norm(module)
     return model
 
 
@@ -187,6 +190,15 @@ def _multihead(module: Any) -> None:
             module.kdim = module.vdim = module.embed_dim
 
 
+def _old_weight_norm(module: Any) -> None:
+    """The weight that torch's old weight_norm computes, which is of the old sizes until the next run."""
+    from torch.nn.utils.weight_norm import WeightNorm
+
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm):
+            setattr(module, hook.name, hook.compute_weight(module))
+
+
 def _settings(topology: Topology) -> dict[str, dict[str, Any]]:
     """By module name, the settings that the checkpoint's own spec states: eps, groups.
 
@@ -196,9 +208,9 @@ def _settings(topology: Topology) -> dict[str, dict[str, Any]]:
     for node in topology.graph.nodes:
         tensor = node.params.get("weight")
         if tensor is not None:
-            module = tensor.rpartition(".")[0]
+            module = module_of(tensor)
             settings[module] = {key: node.attrs[key] for key in ("eps", "groups") if key in node.attrs}
-            if node.op.startswith("conv"):
+            if "conv" in node.op:
                 settings[module]["groups"] = _groups(topology, node.name)
         elif node.op in ("layer_norm", "rms_norm", "group_norm"):
             sizes = topology.value(node.inputs[0]).shape
@@ -211,7 +223,7 @@ def _settings(topology: Topology) -> dict[str, dict[str, Any]]:
 def _groups(topology: Topology, name: str) -> int:
     node = topology.graph.node(name)
     weight = topology.tensors[node.params["weight"]]
-    if node.op.startswith("conv_transpose"):
+    if "conv_transpose" in node.op:
         return int(node.attrs.get("groups") or 1)
     channels: int = topology.value(node.inputs[0]).axes[1].size
     return channels // weight[1].size
@@ -226,7 +238,8 @@ def _adjust(name: str, module: torch.nn.Module, settings: Mapping[str, Mapping[s
     if isinstance(module, torch.nn.RNNCellBase):
         module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
         return
-    weight = getattr(module, "weight", None)
+    # (The old weight_norm computes the weight before each run; until then it is that of the old sizes.)
+    weight = getattr(module, "weight_v", getattr(module, "weight", None))
     stated = settings.get(name, {})
     shape = tuple(weight.shape) if isinstance(weight, torch.Tensor) else stated.get("shape")
     if shape is None:

@@ -103,6 +103,14 @@ class Draws:
                 self._spread = float(values.std()) if values.size > 1 else 0.0
         return self._spread
 
+    @property
+    def mean(self) -> float:
+        """The mean of the old tensor's values, of a sample where they are many; 1 where there is none."""
+        values = widen(self._old.sample(), self.dtype)
+        with np.errstate(all="ignore"):
+            found = float(values.mean()) if values.size else 0.0
+        return found if np.isfinite(found) and found else 1.0
+
     def fresh(self, shape: tuple[int, ...], purpose: str) -> Array:
         """Values as the layer's others are: their own spread, or Kaiming's uniform (He et al. 2015, a = sqrt 5)."""
         generator, drawn = self._generator(purpose), np.float64 if self.dtype == "F64" else np.float32
@@ -201,7 +209,7 @@ def _start(new: Array, old: Array, axis: AxisEdit, edit: TensorEdit, draws: Draw
     """Fresh entries along an axis that makes units."""
     if len(axis.start):
         shape = _shape_of(new, axis.axis, len(axis.start))
-        constant = CONSTANTS.get(edit.start)
+        constant = draws.mean if edit.start == "mean" else CONSTANTS.get(edit.start)
         values = draws.fresh(shape, f"start:{axis.axis}") if constant is None else _constant(constant, draws.dtype)
         put(new, axis.axis, axis.start, values)
     if len(axis.blank):

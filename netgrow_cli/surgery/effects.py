@@ -12,6 +12,9 @@
 | contraction         | exact            | exact              | zero units      | zero    |
 | attention, scaled   | exact *          | exact *            | zero units *    | zero    |
 | sum, softmax, ...   | refused          | refused            | lossy           | refused |
+| weight_norm         | zero columns     | refused            | lossy           | refused |
+| ... over made units | refused          | refused            | lossy           | refused |
+| standardised weights| refused          | refused            | lossy           | refused |
 
 * with a compensation: gain times s, eps times s^2,
 s = sqrt(d / D) where the normalised axis goes from d to D units. A permutation is always exact.
@@ -21,6 +24,9 @@ there if they are so on either side, and a unit that is zero can be recycled.
 Derivation for rms_norm: zero units leave the sum of squares S; g' / sqrt(S/D + eps') = g / sqrt(S/d + eps)
 holds for all S with g' = g sqrt(d/D) and eps' = eps d/D. For layer_norm, units that carry the mean leave the
 mean and the sum of squared deviations as they are, and the same follows.
+The last three see weights, not units: weight_norm divides by a norm over what a layer reads (or makes), which columns
+of zeros leave alone; a share of a column does not, nor does a unit that is zero. Standardised weights lose their mean
+and are divided by their deviation, which any column has a part in.
 """
 
 from __future__ import annotations
@@ -34,9 +40,16 @@ from netgrow_cli.surgery.feeds import summed_axes, sums
 from netgrow_cli.surgery.fresh import Fill
 from netgrow_cli.topology.layout import Concat, Fixed, Layout, Width, leaves
 from netgrow_cli.topology.ops.attention import follows_size
+from netgrow_cli.topology.ops.derived_weights import MADE, READ, STANDARDIZED
 from netgrow_cli.topology.solve import Effect, Topology
 
 _RESCALED = ("rms_norm", "layer_norm")
+
+_OF_WEIGHTS = {
+    READ: "divides its weights by their norm over all that it reads",
+    MADE: "divides its weights by a norm that takes in all units that it makes",
+    STANDARDIZED: "standardises its weights over all that it reads (less their mean, over their deviation)",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +58,7 @@ class Verdict:
 
     answer: "exact", "compensate" (gain and eps follow the size), "lossy" or "refused"; why: for the last two.
     fill: how fresh units must be made, None where any way will do. carried: some rows must carry the change.
+    zero_columns: what reads fresh units must be zero.
     """
 
     answer: str
@@ -52,6 +66,7 @@ class Verdict:
     fill: Fill | None = None
     instead: str = ""
     carried: bool = False
+    zero_columns: bool = False
 
 
 def judge(
@@ -64,6 +79,8 @@ def judge(
     name = f"{effect.kind} in {effect.node!r}"
     if change.kind == "permute":
         return Verdict("exact")
+    if effect.kind in _OF_WEIGHTS:
+        return _of_weights(topology, effect, change)
     if sums(effect) and len({operand for operand, _ in summed_axes(topology, effect)}) > 1:
         return _sum_of_products(topology, effect, change, name, zero_units)
     if change.kind == "expand":
@@ -98,6 +115,29 @@ def _sum_of_products(topology: Topology, effect: Effect, change: WidthChange, na
         return Verdict("compensate" if scaled else "exact", carried=scaled)
     why = f"{name} sums over the whole width, so that pruning units that are zero on neither side is not exact"
     return Verdict("lossy", why, instead="`--allow-drift X`", carried=scaled)
+
+
+def _of_weights(topology: Topology, effect: Effect, change: WidthChange) -> Verdict:
+    """A width that the weights of a layer are computed over."""
+    if change.kind == "expand" and effect.kind == READ:
+        return Verdict("exact", zero_columns=True)
+    lossy = change.kind in ("prune", "merge")
+    what = {"expand": "new units", "split": "copies of units", "recycle": "a unit that becomes another"}.get(
+        change.kind, "fewer units"
+    )
+    verb = "changes" if change.kind == "recycle" else "change"
+    return Verdict(
+        "lossy" if lossy else "refused",
+        f"{topology.graph.node(effect.node).op} {effect.node!r} {_OF_WEIGHTS[effect.kind]}, so that {what} {verb} all "
+        "of them",
+        instead="`--allow-drift X`" if lossy else _instead(effect, change),
+    )
+
+
+def _instead(effect: Effect, change: WidthChange) -> str:
+    return "expand" if effect.kind == READ and change.kind == "split" else "a layer that it does not " + (
+        "make" if effect.kind == MADE else "read"
+    )
 
 
 def _has_gain(topology: Topology, effect: Effect) -> bool:

@@ -231,6 +231,8 @@ class _Walk:
 
     def _made(self, node: Node, uses: Sequence[AxisUse], value: Value, marks: Any) -> None:
         """The rows of a layer's parameters that make the marked elements of its output."""
+        if OPS[node.op].derives:
+            self._bends.setdefault(node.name)
         for use in uses:
             layout = self._topology.tensors[use.tensor][use.axis]
             axis = _axis_of(node, use, value, layout)

@@ -7,17 +7,19 @@ to the bias is exact; a convolution that pads with zeros answers differently at 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from netgrow_cli.proof.activity import Activity
 from netgrow_cli.surgery.change import WidthChange
+from netgrow_cli.surgery.feeds import holds
 from netgrow_cli.topology.graph import Node
 from netgrow_cli.topology.layout import occurrences
 from netgrow_cli.topology.network import Network
 from netgrow_cli.topology.ops import OPS, Call
+from netgrow_cli.topology.solve import Topology
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +37,10 @@ def fold_constants(network: Network, activity: Activity, changes: Sequence[Width
     topology = activity.topology
     patches: dict[str, Any] = {}
     inexact: list[str] = []
+    dropping = {change.width for change in changes if change.dropped}
     for (name, operand), first in activity.first.items():
         node = topology.graph.node(name)
-        if not node.params or operand != 0 or any(effect.node == name for effect in topology.effects):
+        if not node.params or operand != 0 or _sees(topology, name, dropping):
             continue
         constants = torch.zeros_like(first)
         for spot, still in activity.constant.items():
@@ -68,6 +71,11 @@ def fold_constants(network: Network, activity: Activity, changes: Sequence[Width
             continue
         patches[tensor] = sign * vector
     return Folds(patches, tuple(inexact))
+
+
+def _sees(topology: Topology, name: str, widths: Collection[int]) -> bool:
+    """Whether a node sees one of the widths as a whole, so that a constant is not all that it loses."""
+    return any(effect.node == name and holds(effect.layout, widths) for effect in topology.effects)
 
 
 def _dropped_indices(activity: Activity, spot: tuple[str, int, int], still: Any, changes: Sequence[WidthChange]) -> Any:

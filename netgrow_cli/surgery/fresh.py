@@ -31,9 +31,9 @@ def states_at_inputs(topology: Topology, width: int, fill: Fill) -> dict[Place, 
     for node in topology.graph.around(holders | producers):
         given: list[State | None] = [outputs.get(ref.node) if ref.node in holders else None for ref in node.inputs]
         held = [state for state in given if state is not None]
-        recurrent = OPS[node.op].inside is not None
+        bends = OPS[node.op].inside is not None or OPS[node.op].derives
         if node.name in producers:
-            outputs[node.name] = "any" if fill == "random" or (fill == "mean" and recurrent) else fill
+            outputs[node.name] = "any" if fill == "random" or (fill == "mean" and bends) else fill
             inputs[node.name, True] = outputs[node.name]
         elif node.name in holders:
             outputs[node.name] = _through(node, given)

@@ -159,9 +159,15 @@ def _judge_all(
 def _choose_fill(topology: Topology, change: WidthChange, verdicts: Iterable[tuple[Effect, Verdict]]) -> Fill:
     """How producers make fresh units, checked against what every norm over the width needs."""
     wanted: dict[Fill, str] = {v.fill: e.node for e, v in verdicts if v.fill is not None}
+    name = topology.widths[change.width].name
+    readers = [effect.node for effect, verdict in verdicts if verdict.zero_columns]
+    if change.mirrors and readers:
+        raise Refused(
+            f"expand of {name}: {readers[0]!r} divides its weights by their norm, so that it must read new units with "
+            "zeros, and antisymmetric pairs with others; what works: the default --init"
+        )
     if not change.fresh or not wanted:
         return "random"
-    name = topology.widths[change.width].name
     norm, product = next(iter(wanted.values())), next((e.node for e, v in verdicts if v.carried), None)
     if product is not None:
         raise Refused(
@@ -187,6 +193,12 @@ def _choose_fill(topology: Topology, change: WidthChange, verdicts: Iterable[tup
                 f"units at {'zero' if fill == 'zero' else 'the mean of the others'}; "
                 "what works: `split` with all units"
             )
+    zeros = [reader for reader in readers if states.get((reader, False)) == "zero"]
+    if zeros:
+        raise Refused(
+            f"expand of {name}: {next(iter(wanted.values()))!r} needs new units to be made so that they are zero where "
+            f"{zeros[0]!r} reads them, with zeros (it divides its weights by their norm): such units never learn"
+        )
     return fill
 
 

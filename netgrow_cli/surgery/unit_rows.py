@@ -257,7 +257,8 @@ class _Affine:
             alike = topology.tensors[norm.params["running_mean"]][0]
             made = [use.axis for use in topology.uses if use.node == layer.name and use.param == "weight"
                     and topology.tensors[use.tensor][use.axis] == alike]  # fmt: skip
-            if set(layer.params) <= {"weight", "bias"} and made and all(used[name] == 1 for name in params):
+            plain = set(layer.params) <= {"weight", "bias"} and not OPS[layer.op].derives
+            if plain and made and all(used[name] == 1 for name in params):
                 self._norms[layer.name] = self._norms[norm.name] = self._norm(norm, layer)
 
     def parts(self, use: AxisUse) -> list[tuple[Source, Wide | None]]:

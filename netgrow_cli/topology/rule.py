@@ -17,7 +17,7 @@ import dataclasses
 import enum
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn, Protocol
 
 from netgrow_cli.errors import SpecError
@@ -136,6 +136,7 @@ def notation(
     computed: Sizes = _nothing,
     effects: Mapping[str, str] | None = None,
     sites: Mapping[str, str] | None = None,
+    scaled: Mapping[str, Collection[str]] | None = None,
     data: str = "its indices are data, not units",
 ) -> RuleFunction:
     """A rule from a line of notation.
@@ -144,6 +145,7 @@ def notation(
     sizes: sizes of letters that a grid needs (`g`); computed: sizes of the primed letters.
     effects: letters that the operation sees as a whole, and the kind of effect.
     sites: letters whose size the model's code states, and what it is called there (`groups`).
+    scaled: by parameter, letters that another parameter makes or reads units by, which this one gives a direction only.
     data: why letters that stand in a parameter alone are frozen.
     """
     operands, output = parse_rule(text)
@@ -170,14 +172,16 @@ def notation(
                 match.operand(operand, context.params[name], name)
         for name, operand in zip(params, operands[count:], strict=True):
             if name in context.params:
-                _record_uses(context, match, name, operand, role, data)
+                directions = (scaled or {}).get(name, ())
+                own = functools.partial(_role_in, directions, role) if directions else role
+                _record_uses(context, match, name, operand, own, data)
         for letter in mixed:
             if letter not in (effects or {}):
                 why = f"positions, which {context.node.op} {context.node.name} mixes"
                 context.layouts.freeze(match.letters[letter], why)
         for letter, kind in (effects or {}).items():
-            axis = _position_of(letter, operands[0], len(context.inputs[0].axes))
-            context.effect(kind, match.letters[letter], axis)
+            seen = operands[0] if letter in in_inputs else output
+            context.effect(kind, match.letters[letter], _position_of(letter, seen, len(context.inputs[0].axes)))
         for letter, what in (sites or {}).items():
             context.site(what, match.letters[letter])
         axes = match.output(output, computed(context))
@@ -271,6 +275,11 @@ def _spread(axes: tuple[tuple[str, ...], ...], count: int) -> tuple[tuple[str, .
 
 def _position_of(letter: str, operand: Operand, count: int) -> int:
     return next(n for n, axis in enumerate(_spread(operand.axes, count)) if axis and letter in axis)
+
+
+def _role_in(directions: Collection[str], role: Callable[[str], Role], letter: str) -> Role:
+    """The role of a letter in a parameter that gives some letters' units a direction only."""
+    return Role.PER_UNIT if letter in directions else role(letter)
 
 
 def _record_uses(

@@ -46,6 +46,8 @@ _SETTINGS = {
     "equation": "As `torch.einsum` takes it, with a letter for each axis: `bqd,bkd->bqk`.",
     "eps": "What is added under the root.",
     "frequencies": "The angle by which each pair turns from one position to the next; by default powers of theta.",
+    "dim": "The axis of the weight along which each index has a norm of its own, as PyTorch's weight_norm has it.",
+    "gain_scale": "What standardised weights are multiplied by, beside the gain.",
     "groups": "The number of groups. Follows from the shapes but for transposed convolutions and group_norm.",
     "hidden_size": "The hidden units of each level and direction. Follows from the shapes.",
     "index": "Which one, counted from 0, or from -1 (the last).",
@@ -439,7 +441,7 @@ def _text(op: Op, name: str) -> Schema:
     if name == "padding":
         return {"enum": ["same", "valid"]}
     for (setting, start), words in _MODES.items():
-        if name == setting and op.name.startswith(start):
+        if name == setting and start in op.name:
             return {"enum": list(words)}
     return {"type": "string"}
 

@@ -168,6 +168,56 @@ CASES += [
     transposed_case((3, 2, 3, 4, 5), (2, 3, 2, 2, 2), stride=2),
 ]
 
+# -- weights that are computed -------------------------------------------------------------------------
+
+
+def _weight_normed(plain: Reference, dim: int = 0) -> Reference:
+    """torch's own weight_norm in front of a plain call."""
+
+    def run(x: torch.Tensor, weight: torch.Tensor, magnitude: torch.Tensor, *bias: torch.Tensor) -> torch.Tensor:
+        return plain(x, torch._weight_norm(weight, magnitude, dim), *bias)
+
+    return run
+
+
+def _standardized(plain: Reference, gained: bool, eps: float, gain_scale: float = 1.0) -> Reference:
+    """As timm computes it."""
+
+    def run(x: torch.Tensor, weight: torch.Tensor, *more: torch.Tensor) -> torch.Tensor:
+        gain, *bias = more if gained else (None, *more)
+        scale = None if gain is None else (gain * gain_scale).view(-1)
+        rows = F.batch_norm(weight.reshape(1, len(weight), -1), None, None, scale, None, True, 0.0, eps)
+        return plain(x, rows.reshape_as(weight), *bias)
+
+    return run
+
+
+def normed_case(plain: Case, axis: int = 0) -> Case:
+    """A layer with its weight computed by weight_norm."""
+    magnitude = [size if n == axis else 1 for n, size in enumerate(plain.params["weight"])]
+    params = {"weight": plain.params["weight"], "magnitude": magnitude, **plain.params}
+    reference, attrs = _weight_normed(plain.reference, axis), {**plain.attrs, "dim": axis}
+    return dataclasses.replace(plain, op=f"weight_norm_{plain.op}", reference=reference, params=params, attrs=attrs)
+
+
+def standardized_case(plain: Case, gained: bool) -> Case:
+    """A convolution with standardised weights."""
+    weight = plain.params["weight"]
+    gain = {"gain": (weight[0], *[1] * (len(weight) - 1))} if gained else {}
+    stated = {"eps": 1e-3, **({"gain_scale": 0.3} if gained else {})}
+    reference = _standardized(plain.reference, gained, **stated)
+    params, attrs = {"weight": weight, **gain, **plain.params}, {**plain.attrs, **stated}
+    return dataclasses.replace(plain, op=f"standardized_{plain.op}", reference=reference, params=params, attrs=attrs)
+
+
+PLAIN = [item for item in CASES if re.fullmatch(r"linear|conv(_transpose)?[123]d", item.op)]
+CONVS = [item for item in PLAIN if re.fullmatch(r"conv[123]d", item.op)]
+CASES += [normed_case(item) for item in PLAIN]
+CASES += [normed_case(item, axis) for item in CONVS for axis in range(2, len(item.shapes[0]))]
+CASES += [  # (torch has no deviation of one number)
+    standardized_case(item, gained) for item in CONVS for gained in (False, True) if np.prod(item.params["weight"][1:]) > 1
+]
+
 # -- norms ---------------------------------------------------------------------------------------------
 
 STATISTICS = ("weight", "bias", "running_mean", "running_var")
@@ -903,6 +953,8 @@ def test_settings_that_make_no_sense_are_explained(item: Case, message: str) -> 
 
 # -- roles -----------------------------------------------------------------------------------------------
 
+NORMED = normed_case(conv_case((3, 4, 5, 5), (6, 4, 3, 3)))
+
 
 def roles(net: Network, tensor: str) -> list[set[str]]:
     axes: list[set[str]] = [set() for _ in net.infos[tensor].shape]
@@ -921,6 +973,11 @@ def roles(net: Network, tensor: str) -> list[set[str]]:
         (conv_case((3, 4, 5, 5), (4, 1, 3, 3)), "weight", ["per unit", "", "data", "data"]),
         (conv_case((3, 4, 5, 5), (6, 2, 3, 3)), "weight", ["per unit+produces", "consumes", "data", "data"]),
         (transposed_case((3, 4, 5, 5), (4, 6, 3, 3)), "weight", ["consumes", "produces", "data", "data"]),
+        (NORMED, "weight", ["per unit", "consumes", "data", "data"]),
+        (NORMED, "magnitude", ["produces", "", "", ""]),
+        (normed_case(conv_case((3, 4, 9), (6, 4, 3)), 2), "weight", ["produces", "consumes", "data"]),
+        (normed_case(transposed_case((3, 4, 9), (4, 5, 3))), "weight", ["per unit", "produces", "data"]),
+        (normed_case(transposed_case((3, 4, 9), (4, 5, 3))), "magnitude", ["consumes", "", ""]),
         (case("batch_norm", (3, 4), None, dict.fromkeys(STATISTICS, (4,))), "running_var", ["per unit"]),
         (case("layer_norm", (3, 4), None, {"weight": (4,), "bias": (4,)}), "bias", ["per unit"]),
         (Case("embedding", [(3,)], F.embedding, {}, {"weight": (9, 4)}, integer=9), "weight", ["data", "produces"]),

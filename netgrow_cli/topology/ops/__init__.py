@@ -6,6 +6,7 @@ from netgrow_cli.topology.ops import (
     attention,
     conv,
     cutting,
+    derived_weights,
     elementwise,
     experts,
     linear,
@@ -19,7 +20,10 @@ from netgrow_cli.topology.ops import (
 )
 from netgrow_cli.topology.ops.base import Attr, Call, Op, Param
 
-_FILES = (linear, conv, norm, elementwise, pool, shape, cutting, reduce, attention, rotary, recurrent, tensor, experts)
+_FILES = (
+    linear, conv, derived_weights, norm, elementwise, pool, shape, cutting, reduce, attention, rotary, recurrent, tensor,
+    experts,
+)  # fmt: skip
 OPS: dict[str, Op] = {op.name: op for file in _FILES for op in file.OPS}
 
 # Other names that people use for the same operation.

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 REQUIRED: Any = object()
 
-Start = Literal["random", "zero", "one", "quarter"]
-"""What a fresh unit's entry of a parameter starts as (but zero along an axis that consumes)."""
+Start = Literal["random", "zero", "one", "quarter", "mean"]
+"""What a fresh unit's entry of a parameter starts as (but zero along an axis that consumes); mean: of the old ones."""
 
 Fresh = Literal["mean", "zero", "product", "normalises", "none"]
 """What is known of the output at a fresh unit, from what is known at the inputs.
@@ -142,6 +142,8 @@ class Op:
     multiple: it has several outputs, `name[0]`, `name[1]`; main_output: the name alone means the first of them.
     inside: for an operation that reads what it makes itself (recurrent layers), what that is, by those parameters
         that are `inside`, the units on its last axis. It is no linear function of what it reads, but keeps zeros.
+    derives: the weight that it multiplies by is computed from its parameters, so that a unit is no mean and no multiple
+        of others where their rows are.
     by_rows: as `run`, with a large weight of two axes a few rows at a time; the call is without it.
     numpy, numpy_by_rows: the same with numpy, for what proofs in pieces meet most often; None where it takes torch.
     bounds: what is known of its results where bounds of its operands are known; None is nothing. See `ops.bounds`.
@@ -160,6 +162,7 @@ class Op:
     multiple: bool = False
     main_output: bool = False
     inside: Callable[[Call], Mapping[str, Any]] | None = None
+    derives: bool = False
     by_rows: Callable[[Call, Rows], Any] | None = None
     numpy: Callable[[Call], Any] | None = None
     numpy_by_rows: Callable[[Call, Rows], Any] | None = None

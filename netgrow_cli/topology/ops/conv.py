@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from netgrow_cli.topology.ops import bounds
@@ -11,14 +12,14 @@ from netgrow_cli.topology.rule import Context, RuleFunction, notation
 
 _LETTERS = "xyz"
 _MODES = ("zeros", "reflect", "replicate", "circular")
-_ATTRS = {
+ATTRS = {
     "stride": Attr(1, INTS),
     "padding": Attr(0, (*INTS, str)),
     "dilation": Attr(1, INTS),
     "padding_mode": Attr("zeros", TEXT),
     "groups": Attr(None, (int,)),
 }
-_TRANSPOSED_ATTRS = {
+TRANSPOSED_ATTRS = {
     "stride": Attr(1, INTS),
     "padding": Attr(0, INTS),
     "output_padding": Attr(0, INTS),
@@ -117,17 +118,34 @@ def _transposed_groups(context: Context) -> Mapping[str, int]:
     return {"groups": context.attr("groups") or 1}
 
 
-def _conv_rule(dims: int) -> RuleFunction:
+@dataclasses.dataclass(frozen=True)
+class Also:
+    """A parameter that the weight is computed with.
+
+    name, pattern: as `notation` has them. effects: letters that the weight is computed over as a whole, and the kind
+    of effect. scaled: letters that the weight gives a direction only, where this parameter has the size.
+    """
+
+    name: str
+    pattern: str
+    effects: Mapping[str, str]
+    scaled: Sequence[str] = ()
+
+
+def conv_rule(dims: int, also: Also | None = None) -> RuleFunction:
+    """The rule of a convolution."""
     space = " ".join(_LETTERS[:dims])
     kernel = " ".join("k" + letter for letter in _LETTERS[:dims])
     after = " ".join(letter + "'" for letter in _LETTERS[:dims])
     plain = notation(
-        f"b (groups channels) {space}, (groups filters) channels {kernel}, (groups filters)? "
+        f"b (groups channels) {space}, (groups filters) channels {kernel}, {_pattern(also)}(groups filters)? "
         f"-> b (groups filters) {after}",
-        ("weight", "bias"),
+        _names(also),
         sizes=lambda context: {"groups": _groups(context)},
         computed=_computed(dims),
+        effects=also.effects if also else None,
         sites={"groups": "groups"},
+        scaled={"weight": also.scaled} if also else None,
         data="kernel taps",
     )
 
@@ -144,17 +162,28 @@ def _of_rank(dims: int, plain: RuleFunction) -> RuleFunction:
     return rule
 
 
-def _transposed_rule(dims: int) -> RuleFunction:
+def _names(also: Also | None) -> tuple[str, ...]:
+    return ("weight", "bias") if also is None else ("weight", also.name, "bias")
+
+
+def _pattern(also: Also | None) -> str:
+    return "" if also is None else f"{also.pattern}, "
+
+
+def transposed_rule(dims: int, also: Also | None = None) -> RuleFunction:
+    """The rule of a transposed convolution."""
     space = " ".join(_LETTERS[:dims])
     kernel = " ".join("k" + letter for letter in _LETTERS[:dims])
     after = " ".join(letter + "'" for letter in _LETTERS[:dims])
     plain = notation(
-        f"b (groups channels) {space}, (groups channels) filters {kernel}, (groups filters)? "
+        f"b (groups channels) {space}, (groups channels) filters {kernel}, {_pattern(also)}(groups filters)? "
         f"-> b (groups filters) {after}",
-        ("weight", "bias"),
+        _names(also),
         sizes=_transposed_groups,
         computed=_computed_transposed(dims),
+        effects=also.effects if also else None,
         sites={"groups": "groups"},
+        scaled={"weight": also.scaled} if also else None,
         data="kernel taps",
     )
     return _of_rank(dims, plain)
@@ -178,7 +207,9 @@ def _padded(call: Call, kernel: Sequence[int], mode: str) -> Any:
     return call.functional.pad(call.inputs[0], both, mode=mode) if any(both) else call.inputs[0]
 
 
-def _run(dims: int) -> Any:
+def run_of(dims: int) -> Callable[[Call], Any]:
+    """How a convolution runs."""
+
     def run(call: Call) -> Any:
         functional, x, weight = call.functional, call.inputs[0], call.params["weight"]
         padding = call.attrs["padding"]
@@ -199,7 +230,9 @@ def _run(dims: int) -> Any:
     return run
 
 
-def _run_transposed(dims: int) -> Any:
+def run_transposed(dims: int) -> Callable[[Call], Any]:
+    """How a transposed convolution runs."""
+
     def run(call: Call) -> Any:
         names = ("stride", "padding", "output_padding")
         stride, padding, more = (several(call.attrs[name], dims) for name in names)
@@ -218,11 +251,11 @@ OPS = tuple(
     for op in (
         Op(
             name=f"conv{dims}d",
-            rule=_conv_rule(dims),
-            run=_run(dims),
+            rule=conv_rule(dims),
+            run=run_of(dims),
             bounds=bounds.fixed(bounds.weighted(made=0)),
             params=_PARAMS,
-            attrs=_ATTRS,
+            attrs=ATTRS,
             consumes_axis=1,
             fresh="zero",
             multiples="any",
@@ -230,11 +263,11 @@ OPS = tuple(
         ),
         Op(
             name=f"conv_transpose{dims}d",
-            rule=_transposed_rule(dims),
-            run=_run_transposed(dims),
+            rule=transposed_rule(dims),
+            run=run_transposed(dims),
             bounds=bounds.fixed(bounds.weighted(made=1)),
             params=_PARAMS,
-            attrs=_TRANSPOSED_ATTRS,
+            attrs=TRANSPOSED_ATTRS,
             consumes_axis=1,
             fresh="zero",
             multiples="any",

@@ -11,7 +11,8 @@ from netgrow_cli.topology.rows import Rows
 from netgrow_cli.topology.rule import notation
 
 
-def _linear(call: Call) -> Any:
+def apply_linear(call: Call) -> Any:
+    """y = x W^T + b."""
     return call.functional.linear(call.inputs[0], call.params["weight"], call.params.get("bias"))
 
 
@@ -72,7 +73,7 @@ OPS = (
     Op(
         name="linear",
         rule=notation("... i, o i, o? -> ... o", ("weight", "bias")),
-        run=_linear,
+        run=apply_linear,
         by_rows=_linear_by_rows,
         numpy=_linear_in_numpy,
         numpy_by_rows=_linear_by_rows_in_numpy,

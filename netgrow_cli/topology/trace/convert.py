@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from netgrow_cli.topology.ops.derived_weights import module_of
 from netgrow_cli.topology.trace.attributes import Attributes, words
 from netgrow_cli.topology.trace.folding import Folded
 from netgrow_cli.topology.trace.layer import Layer
@@ -77,6 +78,7 @@ class Converter:
         self._tables: dict[Any, str] = {}
         self._stated: dict[Any, str] = {}
         self._held: dict[Any, str] = {}  # buffers that are in no checkpoint, by their names in the model
+        self._put_off: dict[Any, Handler] = {}  # nodes that are converted where something reads them as values
         self._in_numbers = False
         self._names = list(names)
         self.batch = batch
@@ -128,12 +130,19 @@ class Converter:
         if node in self._values:
             value = self._values[node]
             return str(value[0]) if isinstance(value, list) else str(value)
+        if node in self._put_off:
+            self._convert(node, self._put_off.pop(node))
+            return self.ref(node)
         name = self._tensors[node]
         if name not in self._parameters:
             made = self._free(f"{name}.value")
             self.layers.append(Layer(made, "parameter", (), {"weight": name}))
             self._parameters[name] = made
         return self._parameters[name]
+
+    def put_off(self, node: Any, handler: Handler) -> None:
+        """Convert a node only where something reads it as a value, with that handler."""
+        self._put_off[node] = handler
 
     def number(self, node: Any) -> Any:
         """The numbers of a node that depends on no input and no tensor of the checkpoint; None for others."""
@@ -334,8 +343,8 @@ class Converter:
 
     def _layer_name(self, node: Any, params: Mapping[str, str]) -> str:
         weight = params.get("weight") or params.get("running_mean")
-        if weight is not None and "." in weight:
-            return self._free(weight.rpartition(".")[0])
+        if weight is not None and module_of(weight):
+            return self._free(module_of(weight))
         return self._free(self._path(node))
 
     @staticmethod
@@ -366,16 +375,18 @@ class Converter:
             self._in_numbers = self._folded.compute(node)
             if self._in_numbers and self._folded.is_empty(node):
                 self.empty.add(node)
-            elif not (self._in_numbers and self._folded.table(node, self.batch)) and not self._by_rule(name, node):
-                self._generic(node)
+            elif not (self._in_numbers and self._folded.table(node, self.batch)):
+                self._convert(node, self._handlers.get(name))
             self._in_numbers = False
 
-    def _by_rule(self, name: str, node: Any) -> bool:
-        """Convert an operation that has a handler; False where it has none, or not for this form."""
+    def _convert(self, node: Any, handler: Handler | None) -> None:
+        """Convert an operation by its handler, or as one without a rule where it has none, or not for this form."""
         try:
-            return name in self._handlers and self._handlers[name](self, node)
+            done = handler is not None and handler(self, node)
         except Computed:
-            return False
+            done = False
+        if not done:
+            self._generic(node)
 
     def _inline(self, node: Any, graph: Any) -> None:
         """The operations under `no_grad` or autocast are recorded in a graph of their own."""
@@ -387,7 +398,7 @@ class Converter:
                 source = next(arguments)
                 if self.number(source) is not None:
                     self._folded.give(part, self.number(source))
-                elif source in self._values or source in self._tensors:
+                elif source in self._values or source in self._tensors or source in self._put_off:
                     self.alias(part, source)
             elif part.op == "call_function":
                 self._call(part, inner.graph)

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from netgrow_cli.topology.trace.convert import Handler
-from netgrow_cli.topology.trace.handlers import arithmetic, axes, cells, experts, layers, routing, space
+from netgrow_cli.topology.trace.handlers import (
+    arithmetic,
+    axes,
+    cells,
+    derived_weights,
+    experts,
+    layers,
+    routing,
+    space,
+)
 
 HANDLERS: dict[str, Handler] = {
     **arithmetic.HANDLERS,
@@ -11,6 +20,7 @@ HANDLERS: dict[str, Handler] = {
     **cells.HANDLERS,
     **axes.HANDLERS,
     **space.HANDLERS,
-    **routing.HANDLERS,  # (these two stand in front of some of the others)
+    **routing.HANDLERS,  # (these three stand in front of some of the others)
     **experts.HANDLERS,
+    **derived_weights.HANDLERS,
 }

@@ -172,8 +172,8 @@ def _linear(made: Converter, node: Any) -> bool:
     """A weight that is computed of parameters is applied piece by piece: x (V + B A)^T is x V^T + (x A^T) B^T."""
     source, weight = node.args[:2]
     bias = argument(node, 2, "bias")
-    if made.tensor(weight) is not None:
-        return layers.HANDLERS["linear"](made, node)
+    if layers.linear_weight(made, weight) is not None and layers.HANDLERS["linear"](made, node):
+        return True
     if bias is not None and _same_rows(made, node, source, weight, bias):
         return True
     found = _applied(made, node, made.ref(source), weight, len(shape(source)))

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
+from netgrow_cli.topology.ops import OPS
 from netgrow_cli.topology.trace.convert import Converter, Handler
+from netgrow_cli.topology.trace.derived import Weight, weight_of
 from netgrow_cli.topology.trace.reading import argument, one_if_equal, operation, shape
 
 
 def _linear(made: Converter, node: Any) -> bool:
     source, weight = node.args[:2]
-    bias = argument(node, 2, "bias")
-    if made.tensor(weight) is None or (bias is not None and made.tensor(bias) is None):
+    bias, known = argument(node, 2, "bias"), linear_weight(made, weight)
+    if known is None or (bias is not None and made.tensor(bias) is None):
         return False
-    made.put(node, "linear", [source], {"weight": weight, "bias": bias})
+    made.put(node, f"{known.prefix}linear", [source], {**known.params, "bias": bias}, known.attrs)
     return True
+
+
+def linear_weight(made: Converter, node: Any) -> Weight | None:
+    """What a node is as the weight of a linear layer; None where there is no rule for it."""
+    known = weight_of(made, node)
+    return known if known is not None and f"{known.prefix}linear" in OPS else None
 
 
 def _linear_with_sum(made: Converter, node: Any) -> bool:
     """A bias that is computed is a sum of its own."""
     source, weight = node.args[:2]
     bias = argument(node, 2, "bias")
-    if made.tensor(weight) is None:
-        return False
     if bias is None or made.tensor(bias) is not None:
         return _linear(made, node)
+    if made.tensor(weight) is None:
+        return False
     product = made.extra(node, "product", "linear", [made.ref(source)], {}, {"weight": weight})
     made.put_refs(node, "add", [product, made.ref(bias)], {})
     return True
@@ -42,10 +50,10 @@ def _addmm(made: Converter, node: Any) -> bool:
 def _convolution(dims: int) -> Handler:
     def handler(made: Converter, node: Any) -> bool:
         source, weight = node.args[:2]
-        bias = argument(node, 2, "bias")
-        if made.tensor(weight) is None or (bias is not None and made.tensor(bias) is None):
+        bias, known = argument(node, 2, "bias"), weight_of(made, weight)
+        if known is None or (bias is not None and made.tensor(bias) is None):
             return False
-        attrs = {}
+        attrs = dict(known.attrs)
         for position, (name, default) in enumerate((("stride", 1), ("padding", 0), ("dilation", 1)), 3):
             value = argument(node, position, name, default)
             value = one_if_equal(value)
@@ -53,7 +61,7 @@ def _convolution(dims: int) -> Handler:
                 attrs[name] = value
         if len(shape(source)) != dims + 2:
             return False
-        made.put(node, f"conv{dims}d", [source], {"weight": weight, "bias": bias}, attrs)
+        made.put(node, f"{known.prefix}conv{dims}d", [source], {**known.params, "bias": bias}, attrs)
         return True
 
     return handler
@@ -64,15 +72,15 @@ def _transposed(dims: int) -> Handler:
 
     def handler(made: Converter, node: Any) -> bool:
         source, weight = node.args[:2]
-        bias = argument(node, 2, "bias")
-        if made.tensor(weight) is None:
+        bias, known = argument(node, 2, "bias"), weight_of(made, weight)
+        if known is None or f"{known.prefix}conv_transpose{dims}d" not in OPS or known.attrs:
             return False
         found = {
             name: one_if_equal(argument(node, position, name, default))
             for position, (name, default) in enumerate(names, 3)
         }
         attrs = {name: found[name] for name, default in names if found[name] != default}
-        made.put(node, f"conv_transpose{dims}d", [source], {"weight": weight, "bias": bias}, attrs)
+        made.put(node, f"{known.prefix}conv_transpose{dims}d", [source], {**known.params, "bias": bias}, attrs)
         return True
 
     return handler
