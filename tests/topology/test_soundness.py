@@ -33,6 +33,21 @@ def add(
     NETWORKS[name] = (layers, inputs or VECTOR, outputs or ["out"], free, more)
 
 
+def normed(plain: Layer, dim: int = 0) -> Layer:
+    """A layer with its weight computed by weight_norm."""
+    tensors = plain["tensors"]
+    magnitude = [size if axis == dim else 1 for axis, size in enumerate(tensors["weight"])]
+    stated = {"dim": dim} if dim else {}
+    return {**plain, "op": f"weight_norm_{plain['op']}", "tensors": {**tensors, "magnitude": magnitude}, **stated}
+
+
+def standardized(plain: Layer, gained: bool = False) -> Layer:
+    """A convolution with standardised weights."""
+    tensors, weight = plain["tensors"], plain["tensors"]["weight"]
+    gain = {"gain": [weight[0], *[1] * (len(weight) - 1)]} if gained else {}
+    return {**plain, "op": f"standardized_{plain['op']}", "tensors": {**tensors, **gain}}
+
+
 # -- an operation between two layers ---------------------------------------------------------------------
 
 DOMAIN = ("sqrt", "asin", "log1p", "log", "log2", "log10", "reciprocal", "rsqrt", "pow")
@@ -85,6 +100,12 @@ add(
     IMAGE,
 )
 add(
+    "weight_norm_linear",
+    {"a": normed(linear("x", 4, 6)), "op": normed(linear("a", 6, 5)), "out": linear("op", 5, 2)},
+    [5, 6],
+    SEQUENCE,
+)
+add(
     "scale",
     {"a": linear("x", 4, 6), "op": layer("scale", "a", {"weight": (6,)}), "out": linear("op", 6, 2)},
     [6],
@@ -108,6 +129,48 @@ add(
 for _dims, _inputs in ((1, LINE), (2, IMAGE), (3, VOLUME)):
     _kernel = (3,) * _dims
     add(f"conv{_dims}d", {"a": conv("x", 2, 6, _kernel), "out": conv("a", 6, 3, _kernel, padding=1)}, [6], _inputs)
+    add(
+        f"weight_norm_conv{_dims}d",
+        {"a": normed(conv("x", 2, 6, _kernel)), "out": normed(conv("a", 6, 3, _kernel, padding=1))},
+        [6],
+        _inputs,
+    )
+    add(
+        f"weight_norm_conv{_dims}d, copied",
+        {"a": normed(conv("x", 2, 6, _kernel)), "out": conv("a", 6, 3, _kernel, padding=1)},
+        [6],
+        _inputs,
+    )
+    add(
+        f"weight_norm_conv{_dims}d along an axis of its kernel",
+        {
+            "a": conv("x", 2, 6, _kernel),
+            "op": normed(conv("a", 6, 4, _kernel, groups=2), 2),
+            "out": conv("op", 4, 3, _kernel, padding=1),
+        },
+        [2, 2, 3],
+        _inputs,
+    )
+    add(
+        f"weight_norm_conv_transpose{_dims}d",
+        {
+            "a": conv("x", 2, 6, _kernel),
+            "op": normed(transposed("a", 6, 4, _kernel, stride=2)),
+            "out": conv("op", 4, 3, _kernel, padding=1),
+        },
+        [4, 6],
+        _inputs,
+    )
+    add(
+        f"standardized_conv{_dims}d",
+        {
+            "a": standardized(conv("x", 2, 6, _kernel)),
+            "op": standardized(conv("a", 6, 5, _kernel), gained=True),
+            "out": conv("op", 5, 3, _kernel, padding=1),
+        },
+        [5, 6],
+        _inputs,
+    )
     add(
         f"conv_transpose{_dims}d",
         {
@@ -1505,6 +1568,12 @@ EFFECTS = {
     "sum over units": {"sum"},
     "amax over units": {"amax"},
     "amin over everything but the batch": {"amin"},
+    "weight_norm_linear": {"weight_norm"},
+    "weight_norm_conv1d": {"weight_norm"},
+    "weight_norm_conv1d, copied": set(),
+    "weight_norm_conv2d along an axis of its kernel": {"weight_norm", "weight_norm of what it makes"},
+    "weight_norm_conv_transpose1d": {"weight_norm of what it makes"},
+    "standardized_conv2d": {"standardized weights"},
     "batch_norm": set(),
     "squeeze and excitation": set(),
     "attention": {"attention"},

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrizations
 
 
 class MLP(nn.Module):
@@ -315,6 +316,48 @@ class Recurrent(nn.Module):
         return self.out(self.cells(torch.relu(self.into(x)))[0])
 
 
+class WeightNormed(nn.Module):
+    """Weights of a direction and a length, by either of torch's ways."""
+
+    def __init__(self, normed: Callable[..., nn.Module]) -> None:
+        super().__init__()
+        self.a, self.b = normed(nn.Conv1d(2, 6, 3, padding=1)), normed(nn.Conv1d(6, 5, 3, padding="same"))
+        self.c, self.d = nn.Conv1d(5, 4, 1), normed(nn.Conv1d(4, 8, 3, groups=2))
+        self.taps, self.up = normed(nn.Conv1d(8, 6, 3, groups=2), dim=2), normed(nn.ConvTranspose1d(6, 4, 2, stride=2))
+        self.e, self.f, self.out = nn.Conv1d(4, 7, 1), normed(nn.Linear(7, 5)), nn.Linear(5, 2)
+
+    def forward(self, x):
+        for layer in (self.a, self.b, self.c, self.d, self.taps, self.up, self.e):
+            x = torch.tanh(layer(x))
+        return self.out(torch.tanh(self.f(x.mean(-1))))
+
+
+class StandardConv(nn.Conv2d):
+    """A convolution with standardised weights, as timm has it."""
+
+    def __init__(self, *sizes: int, gained: bool = False) -> None:
+        super().__init__(*sizes)
+        self.gain = nn.Parameter(torch.ones(self.out_channels, 1, 1, 1)) if gained else None
+        self.scale = self.weight[0].numel() ** -0.5
+
+    def forward(self, x):
+        gain = None if self.gain is None else (self.gain * self.scale).view(-1)
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(rows, None, None, weight=gain, training=True, momentum=0.0, eps=1e-6)
+        weight = weight.reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class Standardized(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = StandardConv(2, 6, 3), StandardConv(6, 5, 3, gained=True)
+        self.out = nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.out(F.relu(self.b(F.relu(self.a(x)))).mean((2, 3)))
+
+
 @dataclasses.dataclass(frozen=True)
 class Toy:
     """A model, how to trace it, and what must come of it.
@@ -361,6 +404,11 @@ TOYS = [
     Toy("GRU", lambda: Recurrent(nn.GRU), ("float32[2,3,4]",), [5, 6], coded=True),
     Toy("RNN", lambda: Recurrent(nn.RNN, nonlinearity="relu"), ("float32[2,3,4]",), [5, 6], coded=True),
     Toy("computed gain", ComputedGain, IMAGE, [3, 5], unknown=("aten.group_norm.default",)),
+    *(
+        Toy(f"weight_norm, {way}", lambda f=f: WeightNormed(f), ("float32[2,2,9]",), [2, 2, 3, 4, 4, 5, 5, 6, 7])
+        for way, f in (("parametrized", parametrizations.weight_norm), ("old", nn.utils.weight_norm))
+    ),
+    Toy("standardised weights", Standardized, IMAGE, [5, 6]),
     Toy("keywords", Keywords, ("int64[2,4]:7", "extra=float32[2,3]"), [6]),
 ]
 
