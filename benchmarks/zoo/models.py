@@ -96,6 +96,7 @@ _TIMM: dict[str, tuple[int, dict[str, Any]]] = {
     "starnet_s1": (64, {}),
     "rdnet_tiny": (64, {}),
     "resnetv2_50": (64, {}),
+    "resnetv2_50x1_bit": (64, {}),
     "seresnet18": (64, {}),
     "skresnet18": (64, {}),
     "resnest14d": (64, {}),
