@@ -192,11 +192,13 @@ def _multihead(module: Any) -> None:
 
 def _old_weight_norm(module: Any) -> None:
     """The weight that torch's old weight_norm computes, which is of the old sizes until the next run."""
+    import torch
     from torch.nn.utils.weight_norm import WeightNorm
 
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, WeightNorm):
-            setattr(module, hook.name, hook.compute_weight(module))
+            with torch.no_grad():
+                setattr(module, hook.name, hook.compute_weight(module))
 
 
 def _settings(topology: Topology) -> dict[str, dict[str, Any]]:

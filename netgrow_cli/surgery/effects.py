@@ -135,8 +135,10 @@ def _of_weights(topology: Topology, effect: Effect, change: WidthChange) -> Verd
 
 
 def _instead(effect: Effect, change: WidthChange) -> str:
-    return "expand" if effect.kind == READ and change.kind == "split" else "a layer that it does not " + (
-        "make" if effect.kind == MADE else "read"
+    return (
+        "expand"
+        if effect.kind == READ and change.kind == "split"
+        else "a layer that it does not " + ("make" if effect.kind == MADE else "read")
     )
 
 

@@ -215,7 +215,10 @@ CONVS = [item for item in PLAIN if re.fullmatch(r"conv[123]d", item.op)]
 CASES += [normed_case(item) for item in PLAIN]
 CASES += [normed_case(item, axis) for item in CONVS for axis in range(2, len(item.shapes[0]))]
 CASES += [  # (torch has no deviation of one number)
-    standardized_case(item, gained) for item in CONVS for gained in (False, True) if np.prod(item.params["weight"][1:]) > 1
+    standardized_case(item, gained)
+    for item in CONVS
+    for gained in (False, True)
+    if np.prod(item.params["weight"][1:]) > 1
 ]
 
 # -- norms ---------------------------------------------------------------------------------------------

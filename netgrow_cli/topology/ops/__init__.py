@@ -21,8 +21,8 @@ from netgrow_cli.topology.ops import (
 from netgrow_cli.topology.ops.base import Attr, Call, Op, Param
 
 _FILES = (
-    linear, conv, derived_weights, norm, elementwise, pool, shape, cutting, reduce, attention, rotary, recurrent, tensor,
-    experts,
+    linear, conv, derived_weights, norm, elementwise, pool, shape, cutting, reduce, attention, rotary, recurrent,
+    tensor, experts,
 )  # fmt: skip
 OPS: dict[str, Op] = {op.name: op for file in _FILES for op in file.OPS}
 
