@@ -150,7 +150,9 @@ def _standardized_rule(dims: int) -> RuleFunction:
 _NORMED = (Param("weight"), Param("magnitude", "mean"), Param("bias", "zero", optional=True, grows=True))
 _STANDARD = (Param("weight"), Param("gain", "mean", optional=True), Param("bias", "zero", optional=True, grows=True))
 _DIM = {"dim": Attr(0, INT)}
-_WEIGHT_NORM = "its weight is magnitude * weight / ||weight||, with the norm over all axes but `dim` (weight_norm)."
+_WEIGHT_NORM = (
+    "its weight is `weight` over its norm, times `magnitude`; the norm is over all axes but `dim` (weight_norm)."
+)
 
 OPS = (
     Op(
