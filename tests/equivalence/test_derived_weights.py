@@ -14,6 +14,8 @@ from torch.nn.utils import parametrizations
 
 import netgrow_cli
 from netgrow_cli import NotEquivalent, Refused
+from netgrow_cli.jobs.job import Options, opened
+from netgrow_cli.topology.run import run
 from netgrow_cli.topology.trace.inputs import Given
 from netgrow_cli.topology.trace.source import trace_model
 from tests.equivalence.edits import Edit, edit, inputs, randomise, save
@@ -300,6 +302,32 @@ def test_a_weight_that_is_read_as_a_value_too_has_its_layer() -> None:
 
     found = trace_model(Twice(), [Given(None, "float32", (2, 4))])
     assert found.unknown == {"aten._weight_norm.default": 1} and "op: weight_norm_linear" in found.text
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_standardised_weights_that_are_read_as_values_too(inside: bool, tmp_path: Path) -> None:
+    """inside: in a functional graph, which has the mean and the deviation beside the weight."""
+
+    class Regularised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.out = nn.Conv2d(2, 6, 3), nn.Conv2d(6, 3, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rows = torch.nn.functional.batch_norm(self.a.weight.reshape(1, 6, -1), None, None, training=True)
+            weight = rows.reshape_as(self.a.weight)
+            x = torch.nn.functional.conv2d(x, weight, self.a.bias)
+            if inside:
+                x[:, :2].mul_(2.0)
+            return self.out(torch.relu(x)) + weight.amax()
+
+    module = randomise(Regularised()).double()
+    found = trace_model(module, [Given(None, "float64", (3, 2, 6, 6))])
+    assert "op: standardized_conv2d" in found.text and sum("batch_norm" in call for call in found.unknown) == 1
+    path, x = save(tmp_path, found.text, module.state_dict()), inputs(3, 2, 6, 6)
+    with opened(path, Options()) as job, torch.no_grad():
+        (made,) = run(job.topology, job.network.read, {"x": x}, dtype=torch.float64)
+        torch.testing.assert_close(made, module(x), rtol=EXACT, atol=EXACT)
 
 
 def test_the_positions_of_wav2vec2(tmp_path: Path) -> None:

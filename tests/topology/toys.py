@@ -349,13 +349,19 @@ class StandardConv(nn.Conv2d):
 
 
 class Standardized(nn.Module):
-    def __init__(self) -> None:
+    """inside: what changes in place under another name, which takes a functional graph."""
+
+    def __init__(self, inside: bool = False) -> None:
         super().__init__()
+        self.inside = inside
         self.a, self.b = StandardConv(2, 6, 3), StandardConv(6, 5, 3, gained=True)
         self.out = nn.Linear(5, 3)
 
     def forward(self, x):
-        return self.out(F.relu(self.b(F.relu(self.a(x)))).mean((2, 3)))
+        x = self.a(x)
+        if self.inside:
+            x[:, :1].mul_(3.0)
+        return self.out(F.relu(self.b(F.relu(x))).mean((2, 3)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -409,6 +415,7 @@ TOYS = [
         for way, f in (("parametrized", parametrizations.weight_norm), ("old", nn.utils.weight_norm))
     ),
     Toy("standardised weights", Standardized, IMAGE, [5, 6]),
+    Toy("standardised weights, functional", lambda: Standardized(True), IMAGE, [1, 5, 5], coded=True),
     Toy("keywords", Keywords, ("int64[2,4]:7", "extra=float32[2,3]"), [6]),
 ]
 

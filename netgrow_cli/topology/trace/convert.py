@@ -337,6 +337,9 @@ class Converter:
 
     def item(self, node: Any, source: Any, index: int) -> None:
         """A node that is one of several outputs of another."""
+        if source in self._put_off:
+            self.put_off(node, _item)
+            return
         self._values[node] = (
             self._values[source][index] if isinstance(self._values[source], list) else self._values[source]
         )
@@ -446,6 +449,13 @@ class Converter:
         dropped = ("device", "layout", "pin_memory", "memory_format")
         keywords = {key: one(value) for key, value in node.kwargs.items() if key not in dropped and value is not None}
         return operands, arguments, keywords
+
+
+def _item(made: Converter, node: Any) -> bool:
+    """One output of a node that was put off."""
+    made.ref(node.args[0])
+    made.item(node, node.args[0], node.args[1])
+    return True
 
 
 Handler = Callable[[Converter, Any], bool]

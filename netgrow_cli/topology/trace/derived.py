@@ -51,11 +51,12 @@ def _normed(made: Converter, node: Any) -> Weight | None:
 
 def standardized(made: Converter, node: Any) -> Weight | None:
     """A batch_norm of a parameter's rows by what they are themselves; None for any other node."""
-    if operation(node.target) != "batch_norm" or len(node.args) < 8:
+    arguments = _normed_by_itself(node)
+    if arguments is None:
         return None
-    source, gain, bias, mean, variance, training, _, eps = node.args[:8]
+    source, gain, bias, training, eps = arguments
     weight = _regrouped(source)
-    if not training or any(part is not None for part in (bias, mean, variance)) or weight is None:
+    if not training or bias is not None or weight is None:
         return None
     if made.tensor(weight) is None or shape(source)[:2] != [1, shape(weight)[0]] or len(shape(source)) != 3:
         return None
@@ -71,6 +72,18 @@ def standardized(made: Converter, node: Any) -> Weight | None:
     if made.tensor(scaled) is None or shape(scaled) != [shape(weight)[0]] + [1] * (len(shape(weight)) - 1):
         return None
     return Weight("standardized_", {**found, "gain": scaled}, attrs)
+
+
+def _normed_by_itself(node: Any) -> tuple[Any, ...] | None:
+    """Of a batch_norm without running statistics: source, gain, bias, whether it is training, eps."""
+    if operation(node.target) == "getitem" and node.args[1] == 0:
+        node = node.args[0]  # (a functional graph has its mean and deviation beside it)
+    name, args = operation(node.target), tuple(node.args)
+    if name == "batch_norm" and len(args) >= 8 and args[3] is args[4] is None:
+        return *args[:3], args[5], args[7]
+    if name == "_native_batch_norm_legit" and len(args) == 6:
+        return *args[:4], args[5]
+    return None
 
 
 def _regrouped(node: Any) -> Any:

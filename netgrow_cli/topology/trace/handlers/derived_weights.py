@@ -32,6 +32,7 @@ def _unknown(_: Converter, __: Any) -> bool:
 HANDLERS: dict[str, Handler] = {
     "_weight_norm": _put_off({}, "_weight_norm"),
     "batch_norm": _put_off(layers.HANDLERS, "batch_norm"),
+    "_native_batch_norm_legit": _put_off({}, "_native_batch_norm_legit"),
     **{
         name: _put_off(axes.HANDLERS, name)
         for name in ("reshape", "view", "_unsafe_view", "flatten", "reshape_as", "view_as")
