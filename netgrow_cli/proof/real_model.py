@@ -10,6 +10,7 @@ from netgrow_cli.fitting import fit
 from netgrow_cli.modelcode import load_model
 from netgrow_cli.proof.equivalence import Difference, Equivalence, torch_dtype
 from netgrow_cli.proof.probes import Probes
+from netgrow_cli.topology.library import torch_at_full_precision
 from netgrow_cli.topology.network import Network
 
 
@@ -23,7 +24,7 @@ def compare_models(
     tolerance: float,
 ) -> Equivalence:
     """Run `package.module:factory()` with either checkpoint. Inputs go in by position, in the spec's order."""
-    import torch
+    torch = torch_at_full_precision()
 
     real = torch_dtype(dtype)
     models = [fit(load_model(source), path, spec=spec).eval().to(real) for path, spec in zip(paths, specs, strict=True)]
@@ -39,7 +40,7 @@ def compare_with_model(
     source: str, path: Path, spec: Path | None, network: Network, probes: Probes, *, dtype: str, tolerance: float
 ) -> Equivalence:
     """A spec against the model it describes: its graph and the real code, on one checkpoint and the same probes."""
-    import torch
+    torch = torch_at_full_precision()
 
     real = torch_dtype(dtype)
     model = fit(load_model(source), path, spec=spec).eval().to(real)

@@ -27,6 +27,28 @@ class NeedsTorch(Exception):
     """numpy cannot compute this, or not as torch does."""
 
 
+_SETTLED = (
+    "acos asin atan cos cosh erf erfc erfinv exp expm1 lgamma log log10 log1p log2 rsqrt sigmoid sin sinh sqrt tan tanh"
+).split()
+
+
+@functools.cache
+def torch_at_full_precision() -> Any:
+    """torch, after each of its functions that it leaves to a library has been called once, with one number.
+
+    The first call of a function in a process decides how it is computed (oneMKL's vector functions until 2024.2). Where
+    several threads make it at once, one of them may get half the digits, once (pytorch issue 188792): one proof in a
+    hundred would be refused for a difference that is not there.
+    """
+    import torch
+
+    for dtype in (torch.float32, torch.float64):
+        one = torch.full((1,), 0.5, dtype=dtype)
+        for name in _SETTLED:
+            getattr(torch, name)(one)
+    return torch
+
+
 def in_numpy(dtype: Any) -> bool:
     """Whether numpy computes."""
     import numpy as np

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from netgrow_cli.topology.graph import Node
-from netgrow_cli.topology.library import NeedsTorch, in_numpy
+from netgrow_cli.topology.library import NeedsTorch, in_numpy, torch_at_full_precision
 from netgrow_cli.topology.ops import OPS, Call
 from netgrow_cli.topology.rows import Rows
 from netgrow_cli.topology.solve import Topology
@@ -83,11 +83,7 @@ def readers(topology: Topology) -> collections.Counter[str]:
 
 
 def _torch(dtype: Any) -> Any:
-    if in_numpy(dtype):
-        return None
-    import torch
-
-    return torch
+    return None if in_numpy(dtype) else torch_at_full_precision()
 
 
 def _as(tensor: Any, dtype: Any) -> Any:
