@@ -149,8 +149,8 @@ from netgrow_cli.report.progress import shown_progress
 try:
     with shown_progress() as told:
         told.stage("writing", 100_000_000)
-        for _ in range(400):
-            told.advance(100_000)
+        for _ in range(40_000):  # (until it is interrupted)
+            told.advance(2_500)
             time.sleep(0.02)
 except KeyboardInterrupt:
     sys.exit(130)
