@@ -417,13 +417,16 @@ def _prove(report: _Draft, written: Written, proof: Proof) -> _Draft:
     job, options = report.job, report.job.options
     folded, equivalence = proof.results()
     _accept(equivalence, options, report)
+    report = dataclasses.replace(report, equivalence=equivalence, folded=folded)
+    if not (options.check_learnable or report.state.along):
+        return report
     learnable = None
     with written.reopened() as (new, changed):
         if options.check_learnable:
             probes = job.probes(options.probes or WHOLE_PROBES, options.seed)
             learnable = learnability(job.topology, report.plan, new, probes, seed=options.seed)
         state = dataclasses.replace(report.state, along=prove_along(job, report.plan, report.state, changed, new))
-    return dataclasses.replace(report, equivalence=equivalence, folded=folded, learnable=learnable, state=state)
+    return dataclasses.replace(report, learnable=learnable, state=state)
 
 
 def check_device(name: str) -> None:
