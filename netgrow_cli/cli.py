@@ -95,6 +95,8 @@ def process() -> None:
     It ends at once, and the system takes all memory back, where Python would take object after object apart: a tenth
     of the time of a short command. Not where torch is, which brings other people's code and what that does at the end.
     """
+    # numpy's threads wait a tenth of a second for their first work at full speed, which somebody else could use.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
     try:
         main()
     except SystemExit as ended:

@@ -6,12 +6,13 @@ training state of the old shapes, and caches. What is left out is named, and why
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+
+from netgrow_cli.frozen import frozen
 
 _CACHES = (".git", ".hg", ".svn", ".cache", "__pycache__", ".ipynb_checkpoints", ".DS_Store", ".netgrow-*")
 # What netgrow writes anew.
@@ -51,7 +52,7 @@ _KNOWN = (
 _MAYBE_WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".npz", ".h5", ".msgpack")
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Beside:
     """carried: the files that go along, relative to the folder. unsure: those of them that look like weights.
     left_out: by name, why. optimizer: files and folders with the state of an optimizer. size: bytes of `carried`.

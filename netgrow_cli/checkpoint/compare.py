@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from collections.abc import Sequence
@@ -12,9 +11,10 @@ from netgrow_cli.checkpoint.dtypes import is_float, nbytes
 from netgrow_cli.checkpoint.names import is_buffer
 from netgrow_cli.checkpoint.types import Checkpoint, TensorInfo
 from netgrow_cli.checkpoint.values import ValueChange, difference
+from netgrow_cli.frozen import frozen
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Side:
     """One of the two checkpoints in numbers; tied tensors count once among parameters and bytes."""
 
@@ -26,7 +26,7 @@ class Side:
     bytes: int
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Changed:
     """A tensor that is in both and not the same; `values` only where shape and dtype are the same."""
 
@@ -36,7 +36,7 @@ class Changed:
     values: ValueChange | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class DiffReport:
     """order: the names of all that differs, as a person wants to read them."""
 

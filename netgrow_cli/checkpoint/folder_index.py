@@ -5,7 +5,6 @@ The same file is taken as by transformers and diffusers: safetensors before torc
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 from netgrow_cli.errors import CheckpointError
+from netgrow_cli.frozen import frozen
 
 BASES = ("model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 """The single files, the first found taken; an index is called `<single file>.index.json`."""
@@ -22,7 +22,7 @@ _MAX_INDEX = 1 << 28
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-\d{5}(?P<ending>\.[a-z]+)")
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Weights:
     """base: the name of the single file, from which those of the shards and of the index are made.
     files: the shards, relative to the folder, sorted by name. shard_of: by stored tensor name, the shard that the index

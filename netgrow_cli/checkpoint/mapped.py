@@ -1,24 +1,66 @@
-"""Regions of files compared where the system's cache has them, without reading them into buffers first.
+"""Files looked at where the system's cache has them, without reading them into buffers first.
 
 A file that somebody shortens meanwhile ends the process that looks at its map (SIGBUS), which nothing can catch. So
 this is for a process of its own, whose end another one survives and makes good; elsewhere files are read
-(`transfer.same_bytes`).
+(`source.source_of`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import mmap
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from netgrow_cli.checkpoint.numbers import stored_dtype
+from netgrow_cli.checkpoint.source import RegionSource, Source, source_of
 from netgrow_cli.checkpoint.transfer import Advance, nothing, part
-from netgrow_cli.checkpoint.types import Region
+from netgrow_cli.checkpoint.types import Checkpoint, Region
+from netgrow_cli.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
 
 _WINDOW = 1 << 25
-"""Bytes that are mapped at once: few calls, and little address space."""
+"""Bytes that are mapped at once to be compared: few calls, and little address space."""
+
+
+class MappedSource(RegionSource):
+    """A tensor in a file, of which views are handed out. It is mapped from when one is asked for until it and the last
+    of them are gone."""
+
+    hands_out_views = True
+
+    @functools.cached_property
+    def _bytes(self) -> Array:
+        try:
+            return mapped(self.region)
+        except EOFError as error:
+            raise CheckpointError(f"{self.where}: {error}; something else is changing it") from None
+
+    def flat(self, start: int, count: int) -> Array:
+        stored = stored_dtype(self.dtype)
+        return self._bytes[start * stored.itemsize : (start + count) * stored.itemsize].view(stored)
+
+    def fill(self, values: Array, start: int) -> None:
+        Source.fill(self, values, start)
+
+    def same(self, start: int, other: RegionSource, other_start: int, count: int, advance: Advance = nothing) -> bool:
+        return same_mapped(self.run(start, count), other.run(other_start, count), advance)
+
+
+def mapped_source_of(checkpoint: Checkpoint, name: str) -> Source:
+    """One tensor of a checkpoint; mapped where it lies in a file as it is."""
+    found = source_of(checkpoint, name)
+    if not isinstance(found, RegionSource):
+        return found
+    return MappedSource(found.region, found.shape, found.dtype, found.where)
 
 
 def same_mapped(old: Region, new: Region, advance: Advance = nothing) -> bool:
@@ -28,28 +70,24 @@ def same_mapped(old: Region, new: Region, advance: Advance = nothing) -> bool:
     """
     for done in range(0, old.size, _WINDOW):
         size = min(_WINDOW, old.size - done)
-        with _mapped(part(old, done, size)) as one, _mapped(part(new, done, size)) as other:
-            if _memcmp()(one, other, size) != 0:
-                return False
+        one, other = mapped(part(old, done, size)), mapped(part(new, done, size))
+        if _memcmp()(one.ctypes.data, other.ctypes.data, size) != 0:
+            return False
         advance(size)
     return True
 
 
-@contextlib.contextmanager
-def _mapped(region: Region) -> Iterator[int]:
-    """The address at which a region can be looked at."""
+def mapped(region: Region) -> Array:
+    """The bytes of a region, not to be written to. EOFError where the file ends before the region does."""
+    if not region.size:
+        return np.zeros(0, np.uint8)
     before = region.start % mmap.ALLOCATIONGRANULARITY
+    size, offset = before + region.size, region.start - before
     try:
-        # (Private, so that ctypes takes it for something that may be written to; nobody does, and no page is copied.)
-        whole = mmap.mmap(region.fd, before + region.size, offset=region.start - before, access=mmap.ACCESS_COPY)
+        whole = mmap.mmap(region.fd, size, offset=offset, access=mmap.ACCESS_READ)
     except ValueError:
         raise EOFError(f"the file ends before byte {region.start + region.size}") from None
-    with whole:
-        first = ctypes.c_char.from_buffer(whole)
-        try:
-            yield ctypes.addressof(first) + before
-        finally:
-            del first  # (a map with somebody looking at it cannot be closed)
+    return np.frombuffer(whole, np.uint8, region.size, before)
 
 
 @functools.cache

@@ -6,7 +6,6 @@ those made from `named_parameters()`, also keep names; for the others the sizes 
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from netgrow_cli.checkpoint.optimizer_kinds import FAMILIES, FLAT, Moment, kind_
 from netgrow_cli.checkpoint.state_dicts import TreePath, is_optimizer
 from netgrow_cli.checkpoint.types import TensorInfo
 from netgrow_cli.errors import CheckpointError
+from netgrow_cli.frozen import frozen
 
 ParameterId = int | str
 Shape = tuple[int, ...]
@@ -27,7 +27,7 @@ Shape = tuple[int, ...]
 _ALL_ORDERS = 5
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class OptimizerState:
     """The state dict of one optimizer.
 

@@ -6,14 +6,15 @@ mixes them (factors, blocks, projections) cannot follow a change of width and is
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 
+from netgrow_cli.frozen import frozen
 
-@dataclasses.dataclass(frozen=True)
+
+@frozen
 class Moment:
     """How an entry follows when its parameter is edited.
 

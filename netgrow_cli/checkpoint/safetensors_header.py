@@ -8,13 +8,13 @@ entry is an object, never the array that the library also takes.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from netgrow_cli.checkpoint.dtypes import RANK, SAFETENSORS_BITS, nbytes
 from netgrow_cli.checkpoint.types import TensorInfo
+from netgrow_cli.frozen import frozen
 
 MAX_HEADER = 100_000_000
 _MAX_DEPTH = 127
@@ -26,7 +26,7 @@ class HeaderError(ValueError):
     """What is wrong with a header, without the file's name; the reader adds it."""
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Entry:
     """One tensor and where its bytes lie, counted from the end of the header."""
 
@@ -35,7 +35,7 @@ class Entry:
     stop: int
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Header:
     """A validated header. `metadata` is None where the file has none; `data_start` is where tensors begin."""
 

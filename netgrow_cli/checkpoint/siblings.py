@@ -19,6 +19,7 @@ from netgrow_cli.checkpoint.names import is_buffer, strip_wrappers
 from netgrow_cli.checkpoint.optimizer import may_be_parameter
 from netgrow_cli.checkpoint.state_dicts import TreePath, find_state_dicts, is_optimizer
 from netgrow_cli.checkpoint.types import TensorInfo
+from netgrow_cli.frozen import frozen
 
 _STATES = frozenset(
     "ema average averaged averages avg swa polyak target targets tgt best shadow teacher slow lagged current".split()
@@ -33,7 +34,7 @@ _LISTED = frozenset(("params", "parameters", "weights"))
 Relation = Literal["average", "twin", "other"]
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Sibling:
     """A state dict, the part of one under a prefix, or a list of parameters, with tensors named as the model's.
 

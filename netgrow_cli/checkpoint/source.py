@@ -11,6 +11,7 @@ import numpy as np
 
 from netgrow_cli.checkpoint.numbers import stored_dtype
 from netgrow_cli.checkpoint.positioned import read_into
+from netgrow_cli.checkpoint.transfer import Advance, nothing, part, same_bytes
 from netgrow_cli.checkpoint.types import Checkpoint, Region
 from netgrow_cli.errors import CheckpointError
 
@@ -25,7 +26,12 @@ _RUNS = 64
 
 
 class Source(abc.ABC):
-    """A tensor of the given shape and dtype (in safetensors' words). What it hands out is not to be written to."""
+    """A tensor of the given shape and dtype (in safetensors' words). What it hands out is not to be written to.
+
+    hands_out_views: nothing is copied to hand it out.
+    """
+
+    hands_out_views = False
 
     def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
         self.shape = shape
@@ -64,6 +70,8 @@ class Source(abc.ABC):
 class ArraySource(Source):
     """A tensor in memory."""
 
+    hands_out_views = True
+
     def __init__(self, values: Array, dtype: str) -> None:
         super().__init__(values.shape, dtype)
         self._values = np.ascontiguousarray(values).reshape(-1)
@@ -73,12 +81,21 @@ class ArraySource(Source):
 
 
 class RegionSource(Source):
-    """A tensor in a file."""
+    """A tensor in a file. where: which, for messages."""
 
     def __init__(self, region: Region, shape: tuple[int, ...], dtype: str, where: str) -> None:
         super().__init__(shape, dtype)
         self.region = region
-        self._where = where
+        self.where = where
+
+    def run(self, start: int, count: int) -> Region:
+        """Where `count` elements from the `start`-th lie."""
+        item = self.region.size // self.size if self.size else 0
+        return part(self.region, start * item, count * item)
+
+    def same(self, start: int, other: RegionSource, other_start: int, count: int, advance: Advance = nothing) -> bool:
+        """Whether so many elements are, bit for bit, those of another tensor in a file, of the same dtype."""
+        return same_bytes(self.run(start, count), other.run(other_start, count), advance)
 
     def flat(self, start: int, count: int) -> Array:
         values = np.empty(count, stored_dtype(self.dtype))
@@ -91,10 +108,14 @@ class RegionSource(Source):
             try:
                 read_into(self.region.fd, offset, values.reshape(-1).view(np.uint8).data)
             except EOFError as error:
-                raise CheckpointError(f"{self._where}: {error}; something else is changing it") from None
+                raise CheckpointError(f"{self.where}: {error}; something else is changing it") from None
 
 
 Open = Callable[[str], Source]
+"""A tensor by its name."""
+
+Of = Callable[[Checkpoint, str], Source]
+"""How tensors of a checkpoint are got at."""
 
 
 def source_of(checkpoint: Checkpoint, name: str) -> Source:

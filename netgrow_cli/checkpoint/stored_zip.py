@@ -6,7 +6,6 @@ Records here are added one at a time, so a checkpoint needs the memory of one te
 
 from __future__ import annotations
 
-import dataclasses
 import struct
 import zlib
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from netgrow_cli.checkpoint.positioned import naming, open_empty, read_into, write_at
 from netgrow_cli.checkpoint.transfer import in_parallel
 from netgrow_cli.checkpoint.types import Region
+from netgrow_cli.frozen import frozen
 
 # torch maps storages into memory where they lie and wants them aligned.
 _ALIGNMENT = 64
@@ -29,7 +29,7 @@ _CRC_AT = 14  # in a record's header
 _BUFFER = 1 << 20
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class _Record:
     """A record: where its header starts, and where its data does. check: None where it is yet to be computed."""
 

@@ -7,7 +7,6 @@ no such distance, or more than one, nothing is known and everything is read thro
 
 from __future__ import annotations
 
-import dataclasses
 import mmap
 import sys
 import zipfile
@@ -20,12 +19,13 @@ import torch
 
 from netgrow_cli.checkpoint.positioned import read_at
 from netgrow_cli.checkpoint.types import Region
+from netgrow_cli.frozen import frozen
 
 # A record's own header, before its name and extra field.
 _HEADER = 30
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Record:
     """A storage's bytes in the file, and their CRC-32 as the file has it."""
 

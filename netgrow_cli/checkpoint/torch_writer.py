@@ -26,6 +26,7 @@ from netgrow_cli.checkpoint.torch_records import Records
 from netgrow_cli.checkpoint.torch_tree import with_items
 from netgrow_cli.checkpoint.transfer import copy
 from netgrow_cli.checkpoint.types import Region, TensorInfo, Writer
+from netgrow_cli.frozen import frozen
 
 # The archive's folder; torch.save takes the file's name without its ending.
 _FOLDER = "archive"
@@ -51,7 +52,7 @@ class DeferredTensor:
     original: torch.Tensor | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class WrittenTensor:
     """In `replace`, stands for one of the model's tensors as it was written, with which it shares its numbers."""
 

@@ -16,9 +16,6 @@ from netgrow_cli.checkpoint.types import Region
 Advance = Callable[[int], None]
 """Is told how many bytes have been dealt with."""
 
-Same = Callable[[Region, Region, Advance], bool]
-"""Tells whether two regions of the same size hold the same bytes."""
-
 # So much at once that the calls cost nothing, and so little that progress is seen.
 _COPY = 1 << 25
 _BUFFER = 1 << 19
@@ -103,23 +100,27 @@ def read_scattered(fd: int, start: int, buffers: Sequence[memoryview]) -> None:
 
 
 class Lanes(Generic[Item]):
-    """Tasks by the file that they write to. Each `run` takes one of a file that the fewest others write to, since the
-    system lets only one at a time write to a file, and lets the others burn their time waiting."""
+    """Tasks by the file that they write to, each with its bytes. Each `run` takes one of a file that the fewest others
+    write to, since the system lets only one at a time write to a file, and lets the others burn their time waiting; of
+    these, one of the file with the most left to write, so that all files end together."""
 
-    def __init__(self, tasks: Sequence[tuple[int, Item]]) -> None:
-        self._waiting: dict[int, collections.deque[Item]] = collections.defaultdict(collections.deque)
-        for lane, task in tasks:
-            self._waiting[lane].append(task)
+    def __init__(self, tasks: Sequence[tuple[int, int, Item]]) -> None:
+        self._waiting: dict[int, collections.deque[tuple[int, Item]]] = collections.defaultdict(collections.deque)
+        self._left: collections.Counter[int] = collections.Counter()
+        for lane, size, task in tasks:
+            self._waiting[lane].append((size, task))
+            self._left[lane] += size
         self._busy: collections.Counter[int] = collections.Counter()
         self._lock = threading.Lock()
 
     def run(self, do: Callable[[Item], Result]) -> Result:
         """Do one of the tasks that nobody has taken yet."""
         with self._lock:
-            lane = min((lane for lane in self._waiting), key=lambda lane: (self._busy[lane], -len(self._waiting[lane])))
-            task = self._waiting[lane].popleft()
+            lane = min(self._waiting, key=lambda lane: (self._busy[lane], -self._left[lane]))
+            size, task = self._waiting[lane].popleft()
             if not self._waiting[lane]:
                 del self._waiting[lane]
+            self._left[lane] -= size
             self._busy[lane] += 1
         try:
             return do(task)

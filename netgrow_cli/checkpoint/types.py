@@ -8,17 +8,18 @@ of one tensor whatever the file's size.
 from __future__ import annotations
 
 import abc
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from netgrow_cli.frozen import frozen
+
 if TYPE_CHECKING:
     import torch
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class TensorInfo:
     """One tensor of a checkpoint, without its data.
 
@@ -34,7 +35,7 @@ class TensorInfo:
     tied_to: str | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Region:
     """A run of bytes in an open file: a tensor's values, row-major and little-endian."""
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+from netgrow_cli.frozen import frozen
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 20
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class ValueChange:
     """max_abs: the largest finite difference, None where there is none or the dtype is not decoded.
     differing: how many elements differ in their bits (bytes, where the dtype is not decoded)."""

@@ -18,6 +18,7 @@ from netgrow_cli.commands.streams import one_file as one_file
 from netgrow_cli.commands.streams import only_one_standard as only_one_standard
 from netgrow_cli.commands.streams import readable as readable
 from netgrow_cli.errors import UsageError
+from netgrow_cli.frozen import frozen
 
 if TYPE_CHECKING:
     from netgrow_cli.jobs.choosing import Choice
@@ -51,7 +52,7 @@ ScoreFile = Annotated[
 RoundTo = Annotated[int | None, given("--round-to", "New widths are multiples of N.", min=1, metavar="N")]
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Common:
     """The options that every command with a network takes."""
 
@@ -64,7 +65,7 @@ class Common:
     ] = "per_unit"
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Computing(Common):
     """The options of commands that run the network."""
 
@@ -80,7 +81,7 @@ class Computing(Common):
     device: Annotated[str, given("--device", "Where networks are run.")] = "cpu"
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Proving(Computing):
     """The options of commands that compare two networks."""
 
@@ -89,7 +90,7 @@ class Proving(Computing):
     ] = "auto"
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Writing(Proving):
     """The options of commands that write a checkpoint."""
 
@@ -114,7 +115,7 @@ class Writing(Proving):
     ] = None
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Choosing(Writing):
     """The options of commands that choose units by a score."""
 

@@ -15,6 +15,7 @@ from netgrow_cli.checkpoint.folder import FolderCheckpoint, new_folder
 from netgrow_cli.checkpoint.folder_index import BASES, shard_name
 from netgrow_cli.checkpoint.sharding import split
 from netgrow_cli.checkpoint.staged_folder import staged_folder
+from netgrow_cli.frozen import frozen
 from netgrow_cli.surgery.record import METADATA_RECORD
 from netgrow_cli.topology.discover import METADATA_SPEC
 
@@ -29,7 +30,7 @@ _SAFETENSORS = dict(zip(BASES, (BASES[0], BASES[0], BASES[2], BASES[2]), strict=
 """What the single file is called as safetensors."""
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Place:
     """From where to where. kept: the spec and the record that go along."""
 

@@ -7,7 +7,6 @@ that leaves no doubt is read here instead: importing typer takes longer than mos
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import re
 import typing
@@ -15,11 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from netgrow_cli.frozen import frozen
+
 _WHOLE = re.compile(r"[0-9]{1,9}")
 _REAL = re.compile(r"[0-9]{1,9}(\.[0-9]{1,18})?(e-?[0-9]{1,2})?")
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Given:
     """An option. more: what typer is told besides (`metavar`, `min`, ...)."""
 
@@ -28,7 +29,7 @@ class Given:
     more: Mapping[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Argument:
     """An argument by its place."""
 
@@ -61,7 +62,7 @@ class _Unusual(Exception):
     """Not a command line to be read here."""
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class _Parameter:
     """A parameter of a command. kind: what one value of it is; several: whether it takes a list of them."""
 

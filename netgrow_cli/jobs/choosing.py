@@ -6,7 +6,6 @@ For each layer on its own, or over all of them together (`globally`); so that wh
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from netgrow_cli.errors import UsageError
+from netgrow_cli.frozen import frozen
 from netgrow_cli.jobs.job import Job
 from netgrow_cli.jobs.scoring import Scored, name_of, scored
 from netgrow_cli.surgery.scores import Scores
@@ -26,7 +26,7 @@ Picked = dict[int, list[int]]
 CRITERIA = ("top", "lowest", "above", "below", "fraction")
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Choice:
     """A criterion, and the score that it is about.
 

@@ -11,6 +11,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from netgrow_cli.errors import Refused, UsageError
+from netgrow_cli.frozen import frozen
 from netgrow_cli.jobs.proving import WHOLE_PROBES
 from netgrow_cli.proof.drift import Drift, drifts
 from netgrow_cli.proof.probes import Probes
@@ -33,7 +34,7 @@ FIT_PROBES = 8192
 """Random rows to fit on, where nothing else is said."""
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Compensation:
     """What was refitted, and what it was good for.
 

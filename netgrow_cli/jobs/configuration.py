@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from netgrow_cli.errors import SpecError
+from netgrow_cli.frozen import frozen
 from netgrow_cli.surgery.plan import Plan
 from netgrow_cli.topology.config import ConfigKey, Expression, Number
 from netgrow_cli.topology.graph import Node
@@ -27,7 +28,7 @@ from netgrow_cli.topology.spec import Spec
 _AXIS = re.compile(r"(?P<name>.+)\[(?P<axis>\d+)\]")
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class ConfigChange:
     """One key, dots for nesting; before is None where the file did not state it."""
 
@@ -36,7 +37,7 @@ class ConfigChange:
     after: Number
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Configuration:
     """What becomes of a configuration.
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 from netgrow_cli.errors import Refused
+from netgrow_cli.frozen import frozen
 from netgrow_cli.jobs.evidence import Evidence
 from netgrow_cli.jobs.job import Job, Selection
 from netgrow_cli.proof.activity import Activity, observe
@@ -16,7 +16,7 @@ from netgrow_cli.surgery.change import WidthChange
 from netgrow_cli.surgery.select import Target, free_widths, size_class, with_tied
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Deadness:
     """Units that are constant wherever they are read.
 

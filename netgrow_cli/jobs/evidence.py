@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from netgrow_cli.frozen import frozen
 from netgrow_cli.proof.probes import Probes
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Evidence:
     """One thing that a choice stands on.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,13 +12,14 @@ from netgrow_cli.checkpoint.source import ArraySource, Source, source_of
 from netgrow_cli.checkpoint.transfer import Advance, Lanes, copy, in_parallel, nothing
 from netgrow_cli.checkpoint.types import Region
 from netgrow_cli.errors import CheckpointError
+from netgrow_cli.frozen import frozen
 from netgrow_cli.surgery.edit import Draws, edited
 from netgrow_cli.surgery.plan import Plan
 from netgrow_cli.surgery.stream import edit_into
 from netgrow_cli.topology.solve import Topology
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Execution:
     """What is to be done: a plan for the tensors of a checkpoint, and constants that are added to some first."""
 
@@ -44,7 +44,7 @@ class Execution:
                 self._give(writer, name)
             else:
                 regions.append((name, region))
-        lanes = Lanes([(region.fd, (name, region)) for name, region in regions])
+        lanes = Lanes([(region.fd, region.size, (name, region)) for name, region in regions])
         list(in_parallel(lambda _: lanes.run(self._fill), regions))
 
     def _fill(self, task: tuple[str, Region]) -> None:

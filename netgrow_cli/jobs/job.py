@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from netgrow_cli.checkpoint import Checkpoint, checkpoint_path, open_checkpoint
 from netgrow_cli.checkpoint.dtypes import nbytes, total_bytes
 from netgrow_cli.errors import NotEquivalent, Refused, UsageError, first_line
+from netgrow_cli.frozen import frozen
 from netgrow_cli.jobs.configuration import Configuration, follow, require_fit
 from netgrow_cli.jobs.evidence import Evidence
 from netgrow_cli.jobs.execute import Execution
@@ -52,7 +53,7 @@ DEAD_PROBES = 8192
 """Rows on which units are called dead; many, because a unit that wakes on one input in a thousand is alive."""
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Options:
     """What all commands that compute have in common; see the command line's help."""
 
@@ -80,7 +81,7 @@ class Options:
     proof: str = "auto"
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Job:
     """An opened checkpoint with its solved topology, for selectors.
 
@@ -109,7 +110,7 @@ class Job:
         return random_probes(graph, rows, seed)
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Selection:
     """What a selector chose: the changes, what people should know about the choice, and the evidence for it.
 
@@ -131,7 +132,7 @@ class Selection:
 Selector = Callable[[Job], Selection]
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Report:
     """All that a change did, for `report/` and for the API."""
 
@@ -266,7 +267,7 @@ def _size(job: Job, plan: Plan) -> int:
     return sum(nbytes(info.dtype, plan.shape(job.topology, info)) for info in infos)
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class _Draft:
     """A report in the making."""
 

@@ -6,13 +6,13 @@ of the gradients themselves does not (0.67): they cancel.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from netgrow_cli.errors import CheckpointError, Refused
+from netgrow_cli.frozen import frozen
 from netgrow_cli.jobs.job import Job
 from netgrow_cli.jobs.outputs import OPTIMIZER_FILES
 from netgrow_cli.surgery.scores import Floats
@@ -30,7 +30,7 @@ _SQUARES = {
 _SIZES = {"adamax": "exp_inf"}
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Roots:
     """By canonical tensor name, the sizes of its gradients. kind: of which optimizers."""
 

@@ -23,6 +23,7 @@ from netgrow_cli.checkpoint.torch_tree import REMOVED, at, rebuild
 from netgrow_cli.checkpoint.torch_writer import DeferredTensor, TorchWriter
 from netgrow_cli.checkpoint.types import TensorInfo
 from netgrow_cli.errors import CheckpointError
+from netgrow_cli.frozen import frozen
 from netgrow_cli.surgery.moments import edit_average, edit_moment
 from netgrow_cli.surgery.tensor_edits import TensorEdit
 
@@ -33,7 +34,7 @@ _GENERIC = frozenset(
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Owner:
     """A state dict that an optimizer may belong to.
 
@@ -67,7 +68,7 @@ class Owner:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Followed:
     """What becomes of one optimizer: how many parameters' entries change."""
 
@@ -88,7 +89,7 @@ def drop_optimizers(tree: Any) -> dict[TreePath, Any]:
     return {path: None if isinstance(at(tree, path[:-1]), tuple) else REMOVED for path in outer}
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class OptimizerFile:
     """A file that holds optimizers and no model (`optimizer.pt`), and what takes the place of what in it."""
 

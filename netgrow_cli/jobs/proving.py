@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from netgrow_cli.checkpoint.dtypes import is_float
 from netgrow_cli.checkpoint.types import TensorInfo
 from netgrow_cli.errors import Refused, UsageError
+from netgrow_cli.frozen import frozen
 from netgrow_cli.proof.equivalence import EXACT, ROUNDED, Equivalence, compare
 from netgrow_cli.proof.pieces import CannotTell, Edited
 from netgrow_cli.proof.probes import Probes
@@ -33,7 +34,7 @@ WHOLE_PROBES = 256
 _SIZES = {"float64": 8, "float32": 4}
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Question:
     """What is to be shown, and on what.
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from netgrow_cli.checkpoint import checkpoint_path, staged_outputs
 from netgrow_cli.checkpoint.staged_folder import remove
 from netgrow_cli.errors import SpecError, UsageError
+from netgrow_cli.frozen import frozen
 from netgrow_cli.jobs.choosing import Choice
 from netgrow_cli.jobs.configuration import output_path
 from netgrow_cli.jobs.growing import expanding, splitting
@@ -42,7 +43,7 @@ _COMMANDS: dict[str, Callable[..., Selector]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Step:
     """One change of a recipe."""
 

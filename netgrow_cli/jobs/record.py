@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from pathlib import Path
 
@@ -10,13 +9,14 @@ from netgrow_cli.checkpoint import Checkpoint
 from netgrow_cli.checkpoint.dtypes import total_bytes
 from netgrow_cli.checkpoint.source import source_of
 from netgrow_cli.errors import NetgrowError
+from netgrow_cli.frozen import frozen
 from netgrow_cli.jobs.job import Job
-from netgrow_cli.proof.foldback import FoldBack, Look, fold_back
+from netgrow_cli.proof.foldback import FoldBack, fold_back
 from netgrow_cli.surgery.plan import Plan, make_plan
 from netgrow_cli.surgery.record import METADATA_RECORD, changes_of, parse_record
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Recorded:
     """What a record says of two checkpoints: the plan of the change, what it patched, and what folding back gave.
 
@@ -51,7 +51,7 @@ def fold_back_record(old: Job, new: Checkpoint, path: Path) -> Recorded | None:
     sources = functools.partial(source_of, old.checkpoint), functools.partial(source_of, new)
     progress = old.options.progress
     progress.stage("folding back", total_bytes(new.tensors.values()))
-    return Recorded(plan, patched, fold_back(old.topology, plan, *sources, patched, Look(progress.advance)))
+    return Recorded(plan, patched, fold_back(old.topology, plan, *sources, patched, progress.advance))
 
 
 def _record_text(checkpoint: Checkpoint, path: Path) -> str | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from netgrow_cli.errors import Refused, UsageError
+from netgrow_cli.frozen import frozen
 from netgrow_cli.jobs.choosing import EVERYTHING, Choice, choose, chosen_text
 from netgrow_cli.jobs.deadness import deadness
 from netgrow_cli.jobs.evidence import Evidence
@@ -21,7 +21,7 @@ from netgrow_cli.surgery.scores import Scores
 from netgrow_cli.surgery.select import Target, free_widths, targets, units_of
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class _Found:
     """The units that are replaced, by width, and what people should know of them.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from netgrow_cli.checkpoint.names import strip_wrappers
 from netgrow_cli.errors import NetgrowError, Refused, UsageError, first_line
+from netgrow_cli.frozen import frozen
 from netgrow_cli.jobs.job import Job
 from netgrow_cli.recording import ACTIVE, FORMAT, GRADIENT, SIZE, TAYLOR, along, read_by
 from netgrow_cli.surgery.scores import Floats, Scores, dormancy, of_makers, of_readers, summed_over_makers
@@ -22,7 +22,7 @@ from netgrow_cli.topology.solve import Topology
 ENDINGS = (".safetensors", ".npz", ".csv", ".json")
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class ScoreFile:
     """A file of scores. recorder: what a recorder saved says of itself; None for a file of one number a unit."""
 

@@ -5,11 +5,11 @@ A new score is one entry in `SOURCES`.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from netgrow_cli.errors import Refused, UsageError
+from netgrow_cli.frozen import frozen
 from netgrow_cli.jobs.evidence import Evidence
 from netgrow_cli.jobs.job import Job
 from netgrow_cli.jobs.score_files import open_scores, recorded, stated
@@ -23,7 +23,7 @@ SCORE_PROBES = 2048
 """Rows that activations are measured on, unless `--probes` says otherwise."""
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Scored:
     """Scores of several widths.
 
@@ -35,7 +35,7 @@ class Scored:
     evidence: Evidence
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Source:
     """A score. recorded: whether a recorder's file may hold it, which then comes first."""
 

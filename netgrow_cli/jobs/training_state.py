@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from netgrow_cli.checkpoint.source import Source, tensor_source
 from netgrow_cli.errors import CheckpointError, NotEquivalent, UsageError
+from netgrow_cli.frozen import frozen
 from netgrow_cli.proof.equivalence import Equivalence, compare
 from netgrow_cli.proof.foldback import FoldBack, fold_back
 from netgrow_cli.surgery.folding import Folds
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from netgrow_cli.jobs.optimizers import Followed, OptimizerFile
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Along:
     """A state dict that changes with the model.
 
@@ -54,7 +55,7 @@ class Along:
         }
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class TrainingState:
     """What goes along, what stays, and by path into the checkpoint's tree what takes the place of what.
 

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 
 from netgrow_cli.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from netgrow_cli.checkpoint.dtypes import total_bytes
-from netgrow_cli.checkpoint.source import source_of
+from netgrow_cli.checkpoint.source import Of, source_of
 from netgrow_cli.checkpoint.transfer import Advance
 from netgrow_cli.errors import NotEquivalent
+from netgrow_cli.frozen import frozen
 from netgrow_cli.jobs.aside import Aside, Relay, aside
 from netgrow_cli.jobs.proving import Question, drops_units, edited_by, in_pieces, needs_torch, proof_tolerance, shown
 from netgrow_cli.proof.equivalence import Equivalence, require_finite
-from netgrow_cli.proof.foldback import FoldBack, Look, fold_back, left_to_probes
+from netgrow_cli.proof.foldback import FoldBack, fold_back, left_to_probes
 from netgrow_cli.surgery.folding import Folds
 from netgrow_cli.surgery.plan import Plan
 from netgrow_cli.topology.network import Network
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from netgrow_cli.jobs.job import Job
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Written:
     """A new checkpoint under its temporary path, with its own spec.
 
@@ -51,10 +52,13 @@ class Written:
     def reopened(self) -> Iterator[tuple[Network, Checkpoint]]:
         """The network in it, by its own spec, and the checkpoint."""
         with self._open() as changed:
-            foreseen = self._foreseen
-            if dict(changed.tensors) != foreseen.infos:
-                foreseen = self._network(changed.tensors)
-            yield foreseen.within(changed), changed
+            yield self._within(changed, source_of), changed
+
+    def _within(self, changed: Checkpoint, of: Of) -> Network:
+        foreseen = self._foreseen
+        if dict(changed.tensors) != foreseen.infos:
+            foreseen = self._network(changed.tensors)
+        return foreseen.within(changed, of)
 
     def _open(self) -> AbstractContextManager[Checkpoint]:
         checkpoint = self.job.checkpoint
@@ -71,12 +75,12 @@ class Written:
 
     @contextlib.contextmanager
     def proof(self) -> Iterator[Proof]:
-        """What proves it once it is written; where that takes long, by two more processes that are made now."""
+        """What proves it once it is written; where that takes long, by two more processes that are made now, which
+        look at mapped files."""
         relay, apart = Relay(self.job.options.progress.advance), self._takes_long()
-        mapped = functools.partial(self._folded_mapped, relay.advance)
         with (
-            aside(self._prepare, self._compared, wanted=apart) as comparison,
-            aside(lambda: None, mapped, self._folded_here, wanted=apart) as folding,
+            aside(self._prepare, self._compared_mapped, self._compared_here, wanted=apart) as comparison,
+            aside(lambda: None, lambda: self._folded_mapped(relay.advance), self._folded_here, wanted=apart) as folding,
         ):
             yield Proof(self, folding, comparison, relay)
 
@@ -87,28 +91,38 @@ class Written:
 
     def _folded_here(self) -> FoldBack:
         self.stage()
-        return self._folded(Look(self.job.options.progress.advance))
+        return self._folded(source_of, self.job.options.progress.advance)
 
     def _folded_mapped(self, advance: Advance) -> FoldBack:
-        from netgrow_cli.checkpoint.mapped import same_mapped
+        from netgrow_cli.checkpoint.mapped import mapped_source_of
 
-        return self._folded(Look(advance, same_mapped))
+        return self._folded(mapped_source_of, advance)
 
-    def _folded(self, look: Look) -> FoldBack:
+    def _folded(self, of: Of, advance: Advance) -> FoldBack:
         """Fold back. Raises NotEquivalent where something does not come back, CheckpointError where it never could."""
         job = self.job
         with self._open() as changed:
-            sources = functools.partial(source_of, job.checkpoint), functools.partial(source_of, changed)
-            found = fold_back(job.topology, self.plan, *sources, self.folds.patches, look)
+            sources = functools.partial(of, job.checkpoint), functools.partial(of, changed)
+            found = fold_back(job.topology, self.plan, *sources, self.folds.patches, advance)
         if found.differing:
             require_finite(job.network, found.differing[0])
             raise NotEquivalent(f"folding back does not give {found.differing[0]} back; nothing was written")
         return found
 
-    def _compared(self) -> Equivalence:
+    def _compared_here(self) -> Equivalence:
+        return self._compared(source_of)
+
+    def _compared_mapped(self) -> Equivalence:
+        from netgrow_cli.checkpoint.mapped import mapped_source_of
+
+        return self._compared(mapped_source_of)
+
+    def _compared(self, of: Of) -> Equivalence:
         """The comparison with the old network, given that folding back finds nothing."""
-        with self.reopened() as (new, _):
-            return shown(self._question(new))
+        old = self.job.network
+        with self._open() as changed:
+            question = self._question(self._within(changed, of))
+            return shown(dataclasses.replace(question, old=old.within(self.job.checkpoint, of)))
 
     def _prepare(self) -> None:
         """What the comparison needs and can be had before anything is written: the new spec solved, and torch where
@@ -139,7 +153,7 @@ class Written:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Proof:
     """Folding back and the comparison, here or aside."""
 

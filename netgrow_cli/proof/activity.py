@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from netgrow_cli.errors import Refused
+from netgrow_cli.frozen import frozen
 from netgrow_cli.proof.equivalence import torch_dtype
 from netgrow_cli.proof.probes import Probes
 from netgrow_cli.surgery.feeds import summed_axes, sums
@@ -24,7 +24,7 @@ Spot = tuple[str, int, int]
 """A node, one of its operands, and an axis of that."""
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Activity:
     """What was seen.
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from netgrow_cli.errors import NetgrowError
+from netgrow_cli.frozen import frozen
 from netgrow_cli.proof.activity import Activity, Spot, inside_axes, read_spots
 from netgrow_cli.proof.probes import Probes
 from netgrow_cli.topology.graph import Graph, Input, Node, Ref
@@ -26,7 +27,7 @@ from netgrow_cli.topology.run import call_of, readers
 from netgrow_cli.topology.solve import FREE_SIZE, AxisUse, Topology
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Proven:
     """What holds for every input, in the terms of `Activity`: constant and zero by spot, and inside."""
 

@@ -6,12 +6,13 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from netgrow_cli.frozen import frozen
 from netgrow_cli.proof.equivalence import Difference, torch_dtype
 from netgrow_cli.proof.probes import Probes
 from netgrow_cli.topology.network import Network
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Drift:
     """Relative differences, of the output where they are largest.
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from netgrow_cli.errors import CheckpointError, UsageError
+from netgrow_cli.frozen import frozen
 from netgrow_cli.proof.probes import Probes
 from netgrow_cli.topology.network import Network
 
@@ -18,7 +18,7 @@ ROUNDED = {"F64": 1e-10, "F32": 1e-5, "F16": 1e-2, "BF16": 5e-2}
 """Default tolerance where the change itself rounds in the checkpoint's dtype (gains, folded constants)."""
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Equivalence:
     """How far two networks' outputs are apart.
 

@@ -18,17 +18,9 @@ import numpy as np
 from netgrow_cli.checkpoint.numbers import all_finite, narrow, widen
 from netgrow_cli.checkpoint.positioned import read_into
 from netgrow_cli.checkpoint.source import Open, RegionSource, Source
-from netgrow_cli.checkpoint.transfer import (
-    COMPARED,
-    Advance,
-    Same,
-    in_parallel,
-    nothing,
-    part,
-    read_scattered,
-    same_bytes,
-)
+from netgrow_cli.checkpoint.transfer import COMPARED, Advance, in_parallel, nothing, read_scattered
 from netgrow_cli.errors import CheckpointError
+from netgrow_cli.frozen import frozen
 from netgrow_cli.surgery.blocks import Block, Run, blocks, divisible, insertion, moves_rows_only, runs
 from netgrow_cli.surgery.edit import CONSTANTS, ELEMENTS, absorbed, means, put, rescaled
 from netgrow_cli.surgery.plan import Plan
@@ -47,7 +39,7 @@ _COMPARED = 1 << 19
 _LARGER = 4
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class FoldBack:
     """The outcome.
 
@@ -66,16 +58,8 @@ class FoldBack:
         return not self.differing and not self.left
 
 
-@dataclasses.dataclass(frozen=True)
-class Look:
-    """How two files are compared: `same` by their bytes; `advance` hears of bytes that were looked at."""
-
-    advance: Advance = nothing
-    same: Same = same_bytes
-
-
 def fold_back(
-    topology: Topology, plan: Plan, old: Open, new: Open, patched: Collection[str] = (), look: Look = Look()
+    topology: Topology, plan: Plan, old: Open, new: Open, patched: Collection[str] = (), advance: Advance = nothing
 ) -> FoldBack:
     """Fold every edited tensor back; compare every other one byte for byte."""
     exact, differing, left = 0, [], []
@@ -84,7 +68,7 @@ def fold_back(
 
     def folds(name: str) -> bool:
         try:
-            return name in patched or tensor_folds(old(name), new(name), plan.edits.get(name), look)
+            return name in patched or tensor_folds(old(name), new(name), plan.edits.get(name), advance)
         except EOFError as error:
             raise CheckpointError(f"tensor {name!r}: {error}; something else is changing its file") from None
 
@@ -104,24 +88,24 @@ def left_to_probes(topology: Topology, plan: Plan, patched: Collection[str] = ()
     return frozenset(name for name in (*losing, *patched) if topology.aliases.get(name) == name)
 
 
-def tensor_folds(old: Source, new: Source, edit: TensorEdit | None, look: Look = Look()) -> bool:
+def tensor_folds(old: Source, new: Source, edit: TensorEdit | None, advance: Advance = nothing) -> bool:
     """Whether a tensor is what its edit makes of the old one (None: the same), block by block."""
     if new.dtype != old.dtype or new.shape != (edit.after if edit is not None else old.shape):
         return False
     if edit is None:
-        return _same_bits(old, new, 0, 0, old.size, look)
+        return _same_bits(old, new, 0, 0, old.size, advance)
     if moves_rows_only(edit):
-        return all(_run_folds(old, new, edit, run, look) for run in runs(edit))
-    if _zeros_fold(old, new, edit, look):
+        return all(_run_folds(old, new, edit, run, advance) for run in runs(edit))
+    if _zeros_fold(old, new, edit, advance):
         return True
     if divisible(edit):
-        return all(_block_folds(old, new, block, look) for block in blocks(edit, times=_times(edit)))
+        return all(_block_folds(old, new, block, advance) for block in blocks(edit, times=_times(edit)))
     before, after = old.whole(), new.whole()
     if len(edit.axes) == 1 and edit.axes[0].axis == 0 and before.ndim > 1:
         good = _columns_fold(before, after, edit, old.dtype)
     else:
         good = _folds(before, after, edit, old.dtype)
-    look.advance(after.nbytes)
+    advance(after.nbytes)
     return good
 
 
@@ -137,40 +121,43 @@ def _misses(index: IndexMap, count: int) -> bool:
     return not found[:-1].all()
 
 
-def _same_bits(old: Source, new: Source, old_start: int, new_start: int, count: int, look: Look) -> bool:
+def _same_bits(old: Source, new: Source, old_start: int, new_start: int, count: int, advance: Advance) -> bool:
     """Whether runs of elements are the same, bit for bit."""
-    if isinstance(old, RegionSource) and isinstance(new, RegionSource) and old.size and new.size:
-        item = new.region.size // new.size
-        runs_of = part(old.region, old_start * item, count * item), part(new.region, new_start * item, count * item)
-        return look.same(*runs_of, look.advance)
+    if isinstance(old, RegionSource) and isinstance(new, RegionSource):
+        return old.same(old_start, new, new_start, count, advance)
     for done in range(0, count, _COMPARED):
         length = min(_COMPARED, count - done)
         one, other = old.flat(old_start + done, length), new.flat(new_start + done, length)
         if not _same(one, other):
             return False
-        look.advance(other.nbytes)
+        advance(other.nbytes)
     return True
 
 
 def _same(one: Array, other: Array) -> bool:
     """Whether two arrays of one dtype hold the same bits; they need not lie in one run of memory."""
-    bits = np.dtype(f"u{one.itemsize}") if one.itemsize in (1, 2, 4, 8) else None
-    if bits is None or not one.ndim or not one.strides[-1] == other.strides[-1] == one.itemsize:
-        one, other = (np.ascontiguousarray(values).reshape(-1).view(np.uint8) for values in (one, other))
-        return np.array_equal(one, other)
+    if one.shape != other.shape:
+        return False
+    if not one.ndim or not one.strides[-1] == other.strides[-1] == one.itemsize:
+        one, other = (np.ascontiguousarray(values).reshape(-1) for values in (one, other))
+    row = one.shape[-1] * one.itemsize
+    bits = next(word for word in ("u8", "u4", "u2", "u1") if row % np.dtype(word).itemsize == 0)
     return np.array_equal(one.view(bits), other.view(bits))
 
 
-def _run_folds(old: Source, new: Source, edit: TensorEdit, run: Run, look: Look) -> bool:
+def _run_folds(old: Source, new: Source, edit: TensorEdit, run: Run, advance: Advance) -> bool:
     inner = math.prod(edit.after[1:])
     if run.old >= 0:
-        return _same_bits(old, new, run.old * inner, run.first * inner, (run.last - run.first) * inner, look)
-    return all(_block_folds(old, new, block, look) for block in blocks(edit, run.first, run.last, times=_times(edit)))
+        return _same_bits(old, new, run.old * inner, run.first * inner, (run.last - run.first) * inner, advance)
+    return all(
+        _block_folds(old, new, block, advance) for block in blocks(edit, run.first, run.last, times=_times(edit))
+    )
 
 
-def _zeros_fold(old: Source, new: Source, edit: TensorEdit, look: Look) -> bool:
-    """Whether zeros, all bits of them, were put between the old bytes; another edit is not judged here."""
-    if not (isinstance(old, RegionSource) and isinstance(new, RegionSource)):
+def _zeros_fold(old: Source, new: Source, edit: TensorEdit, advance: Advance) -> bool:
+    """Whether zeros, all bits of them, were put between the old bytes of files that have to be read; another edit is
+    not judged here."""
+    if not (isinstance(old, RegionSource) and isinstance(new, RegionSource)) or new.hands_out_views:
         return False
     found = insertion(edit, new.region.size)
     if found is None or found.rows * found.old != old.region.size:
@@ -194,7 +181,7 @@ def _zeros_fold(old: Source, new: Source, edit: TensorEdit, look: Look) -> bool:
         # (What a shorter last block leaves in the buffers was equal, and zero, before.)
         if one != kept or zeros != nothing_else:
             return False
-        look.advance(count * found.new)
+        advance(count * found.new)
     return True
 
 
@@ -203,9 +190,9 @@ def _times(edit: TensorEdit) -> int:
     return 1 if edit.rescales or any(axis.sharing or axis.mean for axis in edit.axes) else _LARGER
 
 
-def _block_folds(old: Source, new: Source, block: Block, look: Look) -> bool:
+def _block_folds(old: Source, new: Source, block: Block, advance: Advance) -> bool:
     after = new.rows(block.first, block.last)
-    look.advance(after.nbytes)
+    advance(after.nbytes)
     return _folds(old.rows(block.old_first, block.old_last), after, block.edit, old.dtype)
 
 
@@ -246,7 +233,7 @@ def _folds(before: Array, after: Array, edit: TensorEdit, dtype: str) -> bool:
     return bool((folded == widen(expected, dtype)).all())
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class _Wide:
     """A tensor of which parts are looked at as float64."""
 

@@ -7,13 +7,13 @@ afterwards never separate.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
 
 from netgrow_cli.checkpoint.dtypes import is_float
 from netgrow_cli.checkpoint.names import is_buffer
+from netgrow_cli.frozen import frozen
 from netgrow_cli.proof.equivalence import torch_dtype
 from netgrow_cli.proof.probes import Probes
 from netgrow_cli.surgery.plan import Plan
@@ -25,7 +25,7 @@ from netgrow_cli.topology.solve import Topology
 _STEPS = 2
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Learnability:
     """The outcome, by width name: new units, those without gradient, and pairs that stay alike."""
 

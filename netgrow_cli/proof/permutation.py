@@ -7,12 +7,12 @@ that the spec forgot is absent from both sides. Only the model's own code tells 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from netgrow_cli.frozen import frozen
 from netgrow_cli.proof.equivalence import Equivalence, compare
 from netgrow_cli.proof.probes import Probes
 from netgrow_cli.surgery.change import permute
@@ -22,7 +22,7 @@ from netgrow_cli.topology.network import Network
 from netgrow_cli.topology.solve import WidthInfo
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Certificate:
     """The outcome: how many widths were permuted, and which ones change the outputs when permuted alone."""
 

@@ -21,6 +21,7 @@ import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from netgrow_cli.frozen import frozen
 from netgrow_cli.proof.drawable import Drawable
 from netgrow_cli.topology.graph import Graph, Node, Ref
 from netgrow_cli.topology.layout import IndexMap, leaves
@@ -32,7 +33,7 @@ class CannotTell(Exception):
     """The comparison in pieces cannot be made, which says nothing about the networks."""
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Units:
     """Those units of a width in which two networks may differ, by their indices in the one and in the other."""
 
@@ -40,7 +41,7 @@ class Units:
     new: IndexMap
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Edited:
     """What is known to have changed, all of it by name.
 
@@ -55,7 +56,7 @@ class Edited:
     confirmed: frozenset[str] = frozenset()
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Piece:
     """One connected part, by the names of the old network.
 
@@ -76,7 +77,7 @@ class Piece:
         return tuple(node.name for node in visible if node.params) or tuple(node.name for node in visible)
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Cut:
     """Two networks cut alike.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from netgrow_cli.errors import NetgrowError, UsageError, first_line
+from netgrow_cli.frozen import frozen
 from netgrow_cli.proof.table import read_table
 from netgrow_cli.topology import library
 from netgrow_cli.topology.graph import Graph, Input
@@ -19,7 +20,7 @@ BATCH = 256
 FORMATS = (".npy", ".npz", ".safetensors", ".pt", ".pth", ".csv")
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Probes:
     """A set of inputs.
 

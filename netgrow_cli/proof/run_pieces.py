@@ -13,6 +13,7 @@ import numpy as np
 
 from netgrow_cli.checkpoint.transfer import in_parallel
 from netgrow_cli.errors import CheckpointError
+from netgrow_cli.frozen import frozen
 from netgrow_cli.proof.equivalence import Difference, Equivalence, require_finite, torch_dtype
 from netgrow_cli.proof.pieces import CannotTell, Cut, Edited, Piece, cut
 from netgrow_cli.proof.probes import Probes, normal
@@ -32,7 +33,7 @@ GROWTH = (1, 2, 4, 8)
 """By how many steps a piece grows whose outputs differ, one time after the other, before it is judged."""
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class _Pair:
     """The two networks, and how they are cut. real: what is computed in, torch's dtype or numpy's."""
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from netgrow_cli.frozen import frozen
 from netgrow_cli.proof.activity import Spot, inside_axes, read_spots, spot_layout
 from netgrow_cli.proof.equivalence import torch_dtype
 from netgrow_cli.proof.probes import Probes, signs
@@ -27,7 +28,7 @@ from netgrow_cli.topology.solve import Topology
 Floats = NDArray[np.float64]
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Statistics:
     """By width id, one number a unit.
 

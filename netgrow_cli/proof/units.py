@@ -9,6 +9,7 @@ said of how the piece is built, so one piece of each form is run with all of its
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Hashable
 from typing import Any
 
@@ -16,13 +17,14 @@ import numpy as np
 
 from netgrow_cli.checkpoint.numbers import stored_dtype
 from netgrow_cli.checkpoint.source import ArraySource, Source
+from netgrow_cli.frozen import frozen
 from netgrow_cli.proof.pieces import Cut, Edited, Piece, Units, settings
 from netgrow_cli.surgery.change import WidthChange
 from netgrow_cli.topology.graph import Node, Ref
 from netgrow_cli.topology.layout import IndexMap, Width, leaves
 from netgrow_cli.topology.network import Network
 from netgrow_cli.topology.ops import elementwise
-from netgrow_cli.topology.rows import as_tensor
+from netgrow_cli.topology.rows import as_tensor, row_blocks
 from netgrow_cli.topology.solve import Topology
 
 _ADDING = ("linear", "linear_io", "conv1d", "conv2d", "conv3d")
@@ -45,7 +47,7 @@ def changed_units(change: WidthChange) -> Units | None:
     return Units(old, np.flatnonzero((change.index < 0) | np.isin(change.index, old)))
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Narrowed:
     """A piece of which only some units of one width need be run.
 
@@ -159,13 +161,8 @@ def _taken(source: Source, axis: int, units: IndexMap) -> Any:
         runs = np.split(units, np.flatnonzero(np.diff(units) != 1) + 1)
         return np.concatenate([source.rows(int(run[0]), int(run[-1]) + 1) for run in runs])
     found = np.empty((shape[0], len(units), *shape[2:]), stored_dtype(source.dtype))
-    inner = source.size // shape[0]
-    step = max(1, min(shape[0], _READ // inner))
-    read = np.empty((step, *shape[1:]), found.dtype)
     run = slice(int(units[0]), int(units[-1]) + 1)
     wanted = run if run.stop - run.start == len(units) else units
-    for start in range(0, shape[0], step):
-        block = read[: min(step, shape[0] - start)]
-        source.fill(block, start * inner)
+    for start, block in row_blocks(source, max(1, min(shape[0], _READ // math.prod(shape[1:])))):
         found[start : start + len(block)] = block[:, wanted]
     return found

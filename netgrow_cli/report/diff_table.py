@@ -10,6 +10,7 @@ from netgrow_cli.checkpoint.compare import Changed, DiffReport, Side
 from netgrow_cli.checkpoint.staging import size_text
 from netgrow_cli.checkpoint.types import TensorInfo
 from netgrow_cli.checkpoint.values import ValueChange
+from netgrow_cli.frozen import frozen
 
 _COLOURS = {"+": "32", "-": "31", "~": "33", "new": "1;33", "dim": "2", "bold": "1"}
 # From so many equal changes on, repeated blocks take one line.
@@ -18,7 +19,7 @@ _COLLAPSE_FROM = 3
 Paint = Callable[[str, str], str]
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class _Row:
     """One line: a tensor, or `count` tensors of repeated blocks that changed in the same way."""
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import html
 from collections.abc import Sequence
 
+from netgrow_cli.frozen import frozen
 from netgrow_cli.topology.solve import Topology
 
 _LETTER, _LINE, _GAP, _RISE = 7.2, 17, 28, 46
@@ -14,7 +14,7 @@ _HIGH = 2 * _LINE + 10
 _FILL = {"input": "#dff0d8", "layer": "#d9e8fb", "op": "#f2f2f2", "output": "#fbe7c6"}
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Box:
     """One node of the picture: two lines of text, a kind, and the names of the boxes it reads."""
 

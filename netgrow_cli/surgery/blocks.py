@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from netgrow_cli.frozen import frozen
 from netgrow_cli.surgery.edit import ELEMENTS
 from netgrow_cli.surgery.tensor_edits import AxisEdit, TensorEdit
 from netgrow_cli.topology.layout import IndexMap
@@ -24,7 +25,7 @@ _LONG = 1 << 10
 """Bytes from which on a run is worth a place of its own in a read."""
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Block:
     """New rows first..last-1 are made by `edit` of old rows old_first..old_last-1."""
 
@@ -35,7 +36,7 @@ class Block:
     edit: TensorEdit
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Run:
     """New rows first..last-1 are the old rows from `old` on; fresh ones where that is -1."""
 
@@ -44,7 +45,7 @@ class Run:
     old: int
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Insertion:
     """Zeros that come between what stays as it is, along one axis that is not the first.
 

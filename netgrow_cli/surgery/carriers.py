@@ -10,7 +10,6 @@ Where the sum is divided by the root of its size (attention), carriers are multi
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from netgrow_cli.errors import Refused
+from netgrow_cli.frozen import frozen
 from netgrow_cli.surgery.change import WidthChange
 from netgrow_cli.surgery.feeds import Feed, Feeds, Flags, Place, holds, summed_axes, sums
 from netgrow_cli.topology.layout import leaves, new_size
@@ -28,7 +28,7 @@ from netgrow_cli.topology.solve import Effect, Topology
 Factors = NDArray[np.float64]
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Carriers:
     """What carries.
 
@@ -43,7 +43,7 @@ class Carriers:
 NONE = Carriers({}, {})
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class _Sum:
     """One product of activations: what makes its operands, by operand, and the factor that carriers need."""
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
+from netgrow_cli.frozen import frozen
 from netgrow_cli.topology.layout import IndexMap
 
 Kind = Literal["expand", "split", "prune", "recycle", "merge", "permute"]
@@ -19,7 +19,7 @@ DEFAULT_NOISE = 0.2
 """Size of the noise that cancels between copies, relative to the norm of the outgoing column."""
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class WidthChange:
     """What becomes of the units of one width.
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from netgrow_cli.checkpoint.types import TensorInfo
+from netgrow_cli.frozen import frozen
 from netgrow_cli.proof.equivalence import torch_dtype
 from netgrow_cli.proof.probes import Probes
 from netgrow_cli.surgery.edit import apply_edit
@@ -35,7 +36,7 @@ GraphOf = Callable[[Mapping[str, TensorInfo]], Graph]
 """The graph of the rewritten spec, for the new tensors."""
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Refit:
     """A layer that was refitted.
 
@@ -55,7 +56,7 @@ class Refit:
         return self.samples < NEEDED * self.features
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Repair:
     """The outcome: what is added to old tensors, which layers were refitted, and which were not."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import collections
 import copy
-import dataclasses
 import functools
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from netgrow_cli.frozen import frozen
 from netgrow_cli.surgery.multiples import allows, multiples_of
 from netgrow_cli.surgery.unit_rows import Folds, UnitRows, Wide
 from netgrow_cli.topology.layout import IndexMap
@@ -41,7 +41,7 @@ _BUCKETS = 1 << 16
 _ROUNDS = 8
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Duplicate:
     """A unit that is `factor` times another. error: what is left of it without that, relative to its norm."""
 
@@ -199,7 +199,7 @@ class _Search:
         return Duplicate(gone, kept, factor, "multiple" if error <= self._exact else "near", error)
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class _Keys:
     """Projections of all units: of their direction, and of what must be the same, whose norm is `size`."""
 

@@ -31,10 +31,10 @@ and are divided by their deviation, which any column has a part in.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 
+from netgrow_cli.frozen import frozen
 from netgrow_cli.surgery.change import WidthChange
 from netgrow_cli.surgery.feeds import summed_axes, sums
 from netgrow_cli.surgery.fresh import Fill
@@ -52,7 +52,7 @@ _OF_WEIGHTS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Verdict:
     """What an effect says to a change.
 

@@ -8,13 +8,13 @@ rule of its own here; what is linear is known by its kind (`ops.base.Fresh`).
 from __future__ import annotations
 
 import collections
-import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from netgrow_cli.frozen import frozen
 from netgrow_cli.topology.graph import Node
 from netgrow_cli.topology.layout import Layout, leaves
 from netgrow_cli.topology.ops import OPS
@@ -38,7 +38,7 @@ _BY_INDEX = ("lookup", "pick")  # the second operand holds whole numbers, which 
 _NORMS = ("rms_norm", "layer_norm")
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Feed:
     """What an operand is made of.
 

@@ -6,12 +6,12 @@ to the bias is exact; a convolution that pads with zeros answers differently at 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from netgrow_cli.frozen import frozen
 from netgrow_cli.proof.activity import Activity
 from netgrow_cli.surgery.change import WidthChange
 from netgrow_cli.surgery.feeds import holds
@@ -22,7 +22,7 @@ from netgrow_cli.topology.ops import OPS, Call
 from netgrow_cli.topology.solve import Topology
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Folds:
     """What is added to old tensors before anything else, and what could not be folded exactly."""
 

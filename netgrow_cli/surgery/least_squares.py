@@ -6,8 +6,9 @@ Minimised is the mean of |W z + c - r|^2 over W, and over the intercept c where 
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
+
+from netgrow_cli.frozen import frozen
 
 GRID = tuple(10.0**power for power in range(-7, 2))
 """Ridges that are tried beside none, relative to the mean eigenvalue of the correlations."""
@@ -16,7 +17,7 @@ _STILL = 1e-12
 """A feature that varies by less than this share of its size, or of the most varying one, is constant."""
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Solution:
     """weight: groups, outputs, features; constant: groups, outputs. explained: the share of the differences' squares
     that is made up for on the rows that were fitted. ridge: relative to the mean eigenvalue, for each group."""

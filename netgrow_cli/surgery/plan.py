@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from netgrow_cli.checkpoint.types import TensorInfo
 from netgrow_cli.errors import Refused
+from netgrow_cli.frozen import frozen
 from netgrow_cli.surgery.carriers import NONE, Carriers, find_carriers
 from netgrow_cli.surgery.change import WidthChange
 from netgrow_cli.surgery.effects import Verdict, judge
@@ -22,7 +23,7 @@ from netgrow_cli.topology.ops import OPS
 from netgrow_cli.topology.solve import Effect, Site, Topology
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class CodeChange:
     """A number in model code (or its configuration) that must follow the new widths.
 
@@ -37,7 +38,7 @@ class CodeChange:
     attribute: str | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class SpecChange:
     """A number in the spec that follows: a site's new text, or a setting's new value."""
 
@@ -46,7 +47,7 @@ class SpecChange:
     value: str
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Plan:
     """All that a set of changes does.
 

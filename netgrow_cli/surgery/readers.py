@@ -5,10 +5,10 @@ For each: the weight as matrices, one for each group, the features that these mu
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from netgrow_cli.frozen import frozen
 from netgrow_cli.surgery.folding import constants_go_to
 from netgrow_cli.surgery.plan import Plan
 from netgrow_cli.topology.graph import Node
@@ -20,7 +20,7 @@ from netgrow_cli.topology.rule import Role
 from netgrow_cli.topology.solve import AxisUse, Topology
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Form:
     """How an operation reads with one of its parameters.
 
@@ -35,7 +35,7 @@ class Form:
     out_axis: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Reader:
     """A layer that reads units which are dropped, and can be refitted.
 
@@ -55,7 +55,7 @@ class Reader:
         return (self.weight,) if self.constant is None else (self.weight, self.constant[0])
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Left:
     """A layer that reads units which are dropped and stays as it is."""
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 
 from netgrow_cli.errors import Refused, UsageError
+from netgrow_cli.frozen import frozen
 from netgrow_cli.topology.layout import Layout, leaves, new_size, occurrences
 from netgrow_cli.topology.solve import Tie, Topology, WidthInfo, axis_form
 
@@ -15,7 +15,7 @@ _RUNAWAY = 8
 """How many times as large as what was asked for, relative to the widths, sizes that follow may become."""
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Target:
     """What was named: the layout of a layer's output (or a width), and its widths that are no literal sizes."""
 

@@ -8,7 +8,6 @@ Rows that carry a sum over products of activations (`carriers`) are treated as c
 from __future__ import annotations
 
 import collections
-import dataclasses
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ import numpy as np
 
 from netgrow_cli.checkpoint.types import TensorInfo
 from netgrow_cli.errors import Refused
+from netgrow_cli.frozen import frozen
 from netgrow_cli.surgery.carriers import Carriers, Factors
 from netgrow_cli.surgery.change import WidthChange, shares
 from netgrow_cli.surgery.feeds import Flags
@@ -30,7 +30,7 @@ from netgrow_cli.topology.solve import Topology
 EDITABLE = ("F64", "F32", "F16", "BF16")
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Sharing:
     """One level of sharing along an axis: what stands at `first` is shared between `first` and `second`."""
 
@@ -39,7 +39,7 @@ class Sharing:
     noise: float
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Absorbing:
     """What stands at old indices `gone`, times `factor`, is added to what stands at old indices `kept`."""
 
@@ -48,7 +48,7 @@ class Absorbing:
     factor: IndexMap
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Averaging:
     """What comes to stand at new indices `places` is the mean over the rows of `sources`, old indices."""
 
@@ -56,7 +56,7 @@ class Averaging:
     sources: IndexMap
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class AxisEdit:
     """What happens along one axis of one tensor; all positions but those of `Absorbing` are new ones.
 
@@ -109,7 +109,7 @@ class AxisEdit:
         return self.zero[~np.isin(self.zero, np.concatenate(self.opposed))]
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class TensorEdit:
     """A tensor's whole edit.
 
@@ -131,7 +131,7 @@ class TensorEdit:
         return self.gain != 1.0 or any(bool((axis.gain != 1.0).any()) for axis in self.axes)
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Decisions:
     """What was decided on the changes: by width, how producers make fresh units; by tensor, the (factor, offset) of a
     norm's gain; which rows carry."""
@@ -143,7 +143,7 @@ class Decisions:
     carriers: Carriers
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class _Network:
     """What is known of the tensors' axes: their roles, and by reader what it finds at fresh units."""
 

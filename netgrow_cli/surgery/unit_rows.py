@@ -8,7 +8,6 @@ will do it: copies have columns of their own noise, which is none in the sum.
 from __future__ import annotations
 
 import collections
-import dataclasses
 import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -20,6 +19,7 @@ from netgrow_cli.checkpoint.dtypes import is_float
 from netgrow_cli.checkpoint.numbers import widen
 from netgrow_cli.checkpoint.source import ArraySource, Source, tensor_source
 from netgrow_cli.errors import Refused
+from netgrow_cli.frozen import frozen
 from netgrow_cli.surgery import change
 from netgrow_cli.surgery.carriers import find_carriers
 from netgrow_cli.surgery.feeds import sums
@@ -36,7 +36,7 @@ _ELEMENTS = 1 << 20
 """About as many numbers are held as float64 at once."""
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Folds:
     """Units of one width that others take over: gone[n] adds factor[n] times itself to kept[n]."""
 
@@ -45,7 +45,7 @@ class Folds:
     factor: Wide
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class _Reading:
     """An axis of a tensor that reads units of a width: the unit at each index."""
 
@@ -83,7 +83,7 @@ class _Stored:
         return widen(stored, self._source.dtype)
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class _Part:
     """One axis of one tensor that makes units.
 
@@ -225,7 +225,7 @@ def _carried(network: Network, topology: Topology, width: int) -> Mapping[tuple[
     return {(tensor, axis): flags for (tensor, axis, which), flags in found.rows.items() if which == width}
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class _Norm:
     """A batch_norm alone behind a layer: what it multiplies each index by, and what it adds to the layer's bias."""
 

@@ -20,6 +20,7 @@ import re
 from collections.abc import Sequence
 
 from netgrow_cli.errors import SpecError
+from netgrow_cli.frozen import frozen
 from netgrow_cli.topology.graph import Mark
 from netgrow_cli.topology.located import MOST_NODES, Located
 
@@ -28,7 +29,7 @@ _KEYS = (*_NEEDED, "start")
 MOST_BLOCKS = 10_000
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Block:
     """One layer after unrolling: full name, body, place, and the blocks it is in, outermost first."""
 

@@ -10,12 +10,12 @@ config:
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable
 from typing import NoReturn
 
 from netgrow_cli.errors import SpecError
+from netgrow_cli.frozen import frozen
 from netgrow_cli.topology.graph import Mark
 from netgrow_cli.topology.located import Located
 
@@ -26,7 +26,7 @@ _NUMBER = re.compile(r"\d+(\.\d+)?")
 Number = int | float
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Expression:
     """Words and numbers, multiplied and divided from left to right: `hidden_size / heads`."""
 
@@ -52,7 +52,7 @@ def _term(term: str, of: Callable[[str], Number]) -> Number:
     return float(term) if "." in term else int(term)
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class ConfigKey:
     """One key, dots for nesting.
 

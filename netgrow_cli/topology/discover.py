@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 from netgrow_cli.checkpoint.detect import detect
 from netgrow_cli.checkpoint.types import Checkpoint
 from netgrow_cli.errors import SpecError
+from netgrow_cli.frozen import frozen
 from netgrow_cli.topology.graph import Graph
 from netgrow_cli.topology.shipped import find_shipped, require_known
 from netgrow_cli.topology.spec import Spec, parse_spec, read_spec
@@ -15,7 +15,7 @@ from netgrow_cli.topology.spec import Spec, parse_spec, read_spec
 METADATA_SPEC = "netgrow.spec"
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Found:
     """A spec, where it came from, and what was assumed where it was drafted.
 

@@ -7,7 +7,6 @@ It is drafted only where names and shapes leave one reading. Two readings are an
 from __future__ import annotations
 
 import collections
-import dataclasses
 import itertools
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import NoReturn
 
 from netgrow_cli.checkpoint.types import TensorInfo
 from netgrow_cli.errors import SpecError
+from netgrow_cli.frozen import frozen
 
 _CONV = {3: "conv1d", 4: "conv2d", 5: "conv3d"}
 _POSITIONS = {3: "length", 4: "height, width", 5: "depth, height, width"}
@@ -26,7 +26,7 @@ _LAST = set(
 _BRANCHES = set("skip shortcut residual res downsample attn attention lstm gru rnn gate expert experts".split())
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class _Layer:
     name: str
     op: str
@@ -35,7 +35,7 @@ class _Layer:
     rank: int
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Draft:
     """A drafted spec's text, and what was assumed, for people."""
 

@@ -8,8 +8,10 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from netgrow_cli.frozen import frozen
 
-@dataclasses.dataclass(frozen=True)
+
+@frozen
 class Mark:
     """Where something stands in a spec: line (from 1) and text offsets, to be shown and rewritten."""
 
@@ -22,7 +24,7 @@ class Mark:
         return f"{self.file}:{self.line}"
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Ref:
     """A value: the output of a node (operations such as split have several) or an input of the network."""
 
@@ -33,7 +35,7 @@ class Ref:
         return f"{self.node}[{self.output}]" if self.output else self.node
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Input:
     """An input of the network.
 
@@ -49,7 +51,7 @@ class Input:
     mark: Mark | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Node:
     """One operation.
 
@@ -77,7 +79,7 @@ class Node:
         return self.marks.get("layer")
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Graph:
     """A network: its inputs, its operations in an order in which they can run, its outputs.
 

@@ -8,10 +8,11 @@ is not bounded.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from netgrow_cli.frozen import frozen
 
 ROUNDING = 2.0**-24
 """How far, relative to itself, a result is off in float32."""
@@ -21,7 +22,7 @@ _ARGUMENT = 2.0**-50
 """How far a function of one number is off, relative to its result, and in float64 relative to what it is given."""
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Interval:
     """Bounds of a value, tensors of its shape.
 

@@ -26,6 +26,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from netgrow_cli.frozen import frozen
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -40,7 +42,7 @@ _MOST_STEPS = 32
 _NO_END = "it must equal its own parts in another order, which leaves no units to choose from"
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Width:
     """Interchangeable units. Two axes with the same Width change together."""
 
@@ -48,7 +50,7 @@ class Width:
     size: int
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Fixed:
     """Indices that may not change, and why."""
 
@@ -56,7 +58,7 @@ class Fixed:
     why: str = dataclasses.field(default="", compare=False)
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Concat:
     """Parts one after the other."""
 
@@ -68,7 +70,7 @@ class Concat:
         return sum(part.size for part in self.parts)
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Product:
     """A row-major grid of its factors."""
 

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from netgrow_cli.errors import SpecError
+from netgrow_cli.frozen import frozen
 from netgrow_cli.topology.graph import Mark
 
 MOST_NODES = 200_000
@@ -53,7 +54,7 @@ def _compose(text: str) -> yaml.Node | None:
     return yaml.compose(text, Loader=fast)
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Located:
     """A YAML value: a scalar, a list of Located, or a dict of Located by text key."""
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from netgrow_cli.checkpoint.dtypes import is_float
-from netgrow_cli.checkpoint.source import Open, source_of
+from netgrow_cli.checkpoint.source import Of, Open, source_of
 from netgrow_cli.checkpoint.types import Checkpoint, TensorInfo
 from netgrow_cli.errors import CheckpointError, Refused
 from netgrow_cli.topology.graph import Graph, Node
@@ -46,9 +46,9 @@ class Network:
 
         return cls(graph, infos, read, device)
 
-    def within(self, checkpoint: Checkpoint) -> Network:
+    def within(self, checkpoint: Checkpoint, of: Of = source_of) -> Network:
         """The same network with the numbers of a checkpoint, which has tensors of these very shapes."""
-        return dataclasses.replace(self, read=checkpoint.read, sources=functools.partial(source_of, checkpoint))
+        return dataclasses.replace(self, read=checkpoint.read, sources=functools.partial(of, checkpoint))
 
     def reading(self, read: Callable[[str], Any], infos: Mapping[str, TensorInfo] | None = None) -> Network:
         """The same network with tensors from elsewhere, which are read as a whole."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from netgrow_cli.checkpoint.dtypes import torch_form
 from netgrow_cli.checkpoint.types import TensorInfo
+from netgrow_cli.frozen import frozen
 from netgrow_cli.topology.library import decoded, given, in_numpy, numbers
 
 if TYPE_CHECKING:
@@ -23,8 +23,11 @@ BLOCK = 1 << 18
 NUMPY_BLOCK = 1 << 16
 """The same for numpy, which makes an array more of each block on the way."""
 
+NUMPY_ROWS = 32
+"""The fewest rows of a block, since its products with fewer take longer than the cache saves."""
 
-@dataclasses.dataclass(frozen=True)
+
+@frozen
 class Rows:
     """The rows of a floating tensor of two axes, read where they are needed."""
 
@@ -54,16 +57,12 @@ class Rows:
     def _arrays(self, dtype: Any) -> Iterator[tuple[int, Any]]:
         import numpy as np
 
-        from netgrow_cli.checkpoint.numbers import stored_dtype
-
         count, width = self.shape
-        step = max(1, min(count, NUMPY_BLOCK // max(1, width)))
-        stored, made = np.empty((step, width), stored_dtype(self.source.dtype)), np.empty((step, width), dtype)
-        for start in range(0, count, step):
-            size = min(step, count - start)
-            self.source.fill(stored[:size], start * width)
-            made[:size] = decoded(self.source.dtype, stored[:size])
-            yield start, made[:size]
+        step = max(1, min(count, max(NUMPY_ROWS, NUMPY_BLOCK // max(1, width))))
+        made = np.empty((step, width), dtype)
+        for start, stored in row_blocks(self.source, step):
+            made[: len(stored)] = decoded(self.source.dtype, stored)
+            yield start, made[: len(stored)]
 
     def at(self, indices: Any, dtype: Any) -> Any:
         """The rows that integers of any shape choose, along a new last axis."""
@@ -78,11 +77,30 @@ class Rows:
         return given(table[place.reshape(chosen.shape)], dtype, self.device)
 
 
+def row_blocks(source: Source, step: int) -> Iterator[tuple[int, Any]]:
+    """All of a tensor as it is stored, so many rows at a time; each stands until the next is asked for."""
+    import numpy as np
+
+    from netgrow_cli.checkpoint.numbers import stored_dtype
+
+    count, inner = source.shape[0], math.prod(source.shape[1:])
+    kept = None if source.hands_out_views else np.empty((step, *source.shape[1:]), stored_dtype(source.dtype))
+    for start in range(0, count, step):
+        stop = min(start + step, count)
+        if kept is None:
+            yield start, source.rows(start, stop)
+        else:
+            source.fill(kept[: stop - start], start * inner)
+            yield start, kept[: stop - start]
+
+
 def as_tensor(source: Source, stored: Any) -> Any:
     """Stored elements of a floating tensor as torch has them."""
     import torch
 
     dtype, _ = torch_form(source.dtype, source.shape)
+    if not stored.flags.writeable:  # (of which torch warns, though nobody writes)
+        stored = stored.copy()
     return torch.from_numpy(stored.view(f"i{stored.itemsize}")).view(dtype)
 
 

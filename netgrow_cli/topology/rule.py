@@ -13,7 +13,6 @@ unit*; in neither, it is data (kernel taps, rows of a table) and frozen.
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import functools
 import math
@@ -21,6 +20,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn, Protocol
 
 from netgrow_cli.errors import SpecError
+from netgrow_cli.frozen import frozen
 from netgrow_cli.topology.graph import Node
 from netgrow_cli.topology.layout import CannotAlign, Fixed, Layout, Layouts, SizeMismatch, product
 
@@ -34,7 +34,7 @@ class Role(enum.Enum):
     DATA = "data"
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Value:
     """An activation: the layout of each axis, and which axis holds the units (channels, features)."""
 
@@ -96,7 +96,7 @@ def _nothing(_: Context) -> Mapping[str, int]:
     return {}
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Operand:
     """One operand of a rule: its axes (a tuple of letters each, or an ellipsis), and whether it may lack."""
 

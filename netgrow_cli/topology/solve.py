@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from netgrow_cli.checkpoint.types import TensorInfo
 from netgrow_cli.errors import SpecError
+from netgrow_cli.frozen import frozen
 from netgrow_cli.topology.graph import Graph, Input, Mark, Node, Ref
 from netgrow_cli.topology.layout import (
     Concat,
@@ -42,7 +43,7 @@ _SHAPE_SOURCE = re.compile(r"= (?P<name>.+?)(?:\[(?P<output>\d+)\])?\.shape\[-1\
 """What a trace says of a number that the code takes from the shape of a value."""
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class AxisUse:
     """What one node does with one axis of one tensor; the parts are the axis's factors."""
 
@@ -53,7 +54,7 @@ class AxisUse:
     parts: tuple[tuple[Layout, Role], ...]
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Effect:
     """An operation that sees all of a layout at once.
 
@@ -66,7 +67,7 @@ class Effect:
     axis: int
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Site:
     """A number in a spec or in model code that follows a width.
 
@@ -83,7 +84,7 @@ class Site:
     source: str | None
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Tie:
     """Layouts whose sizes code computes from one number.
 
@@ -96,7 +97,7 @@ class Tie:
     strict: bool = True
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class WidthInfo:
     """A width and everyone who uses it, by layer name."""
 
@@ -114,7 +115,7 @@ class WidthInfo:
         return self.width.size
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Topology:
     """A solved network.
 

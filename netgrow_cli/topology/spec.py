@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from netgrow_cli.checkpoint.types import TensorInfo
 from netgrow_cli.errors import SpecError
+from netgrow_cli.frozen import frozen
 from netgrow_cli.topology.blocks import Block, expand_blocks
 from netgrow_cli.topology.config import ConfigKey, parse_config
 from netgrow_cli.topology.graph import Graph, Input, Mark, Node, Ref
@@ -26,7 +27,7 @@ _RANGE = re.compile(r"^\s*(\d{1,12})\s*:\s*(\d{1,12})\s*$")
 _FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Spec:
     """A parsed spec file, not yet bound to a checkpoint.
 

@@ -7,11 +7,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from netgrow_cli.checkpoint import mapped
+from netgrow_cli.checkpoint.source import RegionSource
 from netgrow_cli.checkpoint.transfer import same_bytes
 from netgrow_cli.checkpoint.types import Region
+from netgrow_cli.errors import CheckpointError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only there")
 
@@ -73,3 +76,50 @@ def test_nothing_that_is_looked_at_changes(files: tuple[int, int]) -> None:
     before = [os.pread(fd, 1 << 20, 0) for fd in files]
     mapped.same_mapped(Region(files[0], 3, LENGTH - 3), Region(files[1], 16, LENGTH - 3))
     assert [os.pread(fd, 1 << 20, 0) for fd in files] == before
+
+
+DTYPE, SHAPE = "F32", (37, 5, 4)
+
+
+@pytest.mark.parametrize("start", [0, 3, PAGE])
+def test_a_tensor_is_what_is_read(tmp_path: Path, start: int) -> None:
+    values = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
+    (tmp_path / "file").write_bytes(bytes(start) + values.tobytes() + b"behind")
+    with (tmp_path / "file").open("rb") as file:
+        region = Region(file.fileno(), start, values.nbytes)
+        read, seen = (kind(region, SHAPE, DTYPE, "file") for kind in (RegionSource, mapped.MappedSource))
+        for source in (read, seen):
+            np.testing.assert_array_equal(source.whole(), values)
+            np.testing.assert_array_equal(source.rows(4, 9), values[4:9])
+            np.testing.assert_array_equal(source.flat(7, 0), values.reshape(-1)[:0])
+            into = np.empty((3, 5, 4), np.float32)
+            source.fill(into, 40)
+            np.testing.assert_array_equal(into, values[2:5])
+        for one in (read, seen):
+            for other in (read, seen):
+                assert one.same(20, other, 20, 100) and not one.same(20, other, 40, 100)
+
+
+def test_views_outlive_their_source_and_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(np.arange(5000, dtype="<f8").tobytes())
+    with (tmp_path / "file").open("rb") as file:
+        view = mapped.MappedSource(Region(file.fileno(), 0, 40000), (5000,), "F64", "file").flat(4000, 1000)
+    (tmp_path / "file").unlink()
+    np.testing.assert_array_equal(view, np.arange(4000, 5000))
+    with pytest.raises(ValueError, match="read-only"):
+        view[0] = 1
+
+
+def test_nothing_is_mapped_of_an_empty_tensor(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with (tmp_path / "file").open("rb") as file:
+        source = mapped.MappedSource(Region(file.fileno(), 0, 0), (0, 4), "BF16", "file")
+        assert source.whole().shape == (0, 4) and source.same(0, source, 0, 0)
+
+
+def test_a_tensor_whose_file_is_too_short(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(100))
+    with (tmp_path / "file").open("rb") as file:
+        source = mapped.MappedSource(Region(file.fileno(), 40, 80), (20,), "F32", "net: tensor 'a'")
+        with pytest.raises(CheckpointError, match="net: tensor 'a': the file ends before byte 120; something else"):
+            source.rows(0, 2)

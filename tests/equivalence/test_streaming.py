@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import netgrow_cli
 from netgrow_cli.checkpoint import transfer
+from netgrow_cli.checkpoint.mapped import MappedSource
 from netgrow_cli.checkpoint.source import ArraySource, RegionSource, Source, tensor_source
 from netgrow_cli.checkpoint.types import Region
 from netgrow_cli.jobs.job import Options, opened
@@ -32,6 +34,8 @@ from netgrow_cli.surgery.stream import edit_into
 from netgrow_cli.surgery.tensor_edits import TensorEdit
 from tests.equivalence.edits import save
 from tests.equivalence.networks import build
+
+KINDS = [RegionSource, MappedSource] if sys.platform == "linux" else [RegionSource]
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -63,6 +67,21 @@ def streamed(folder: Path, source: Source, edit: TensorEdit, seed: int) -> np.nd
     assert data[:10] == data[-10:] == b"\x55" * 10
     assert sum(told) == size
     return np.frombuffer(data[10:-10], source.whole().dtype).reshape(edit.after)
+
+
+def folded_in_files(folder: Path, old: RegionSource, edit: TensorEdit, values: np.ndarray[Any, Any]) -> list[bool]:
+    """Whether a tensor in a file folds back, read and mapped. (In both files it stands at an odd place.)"""
+    path = folder / "folded"
+    path.write_bytes(b"at" + values.tobytes())
+    found = []
+    with path.open("rb") as file:
+        region = Region(file.fileno(), 2, values.nbytes)
+        for kind in KINDS:
+            told: list[int] = []
+            one, other = kind(old.region, old.shape, old.dtype, "old"), kind(region, edit.after, old.dtype, "new")
+            found.append(tensor_folds(one, other, edit, told.append))
+            assert not found[-1] or sum(told) == values.nbytes
+    return found
 
 
 def changes_of(rng: random.Random, free: Sequence[tuple[int, int]]) -> list[WidthChange]:
@@ -110,6 +129,8 @@ def test_streamed_and_whole_give_the_same_bytes(tmp_path: Path, small_blocks: No
                     wrong.reshape(-1)[rng.randrange(wrong.size)] += 1
                     whole_found = foldback._folds(source.whole(), wrong, edit, source.dtype)
                     assert tensor_folds(source, ArraySource(wrong, source.dtype), edit) is whole_found
+                    for values, found in ((whole, True), (wrong, whole_found)):
+                        assert set(folded_in_files(tmp_path, source, edit, values)) == {found}
             seen, divided = seen + 1, divided + divisible(edit)
             several += divisible(edit) and len(list(blocks(edit))) > 1
             os.close(source.region.fd)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from netgrow_cli.frozen import frozen
 from netgrow_cli.topology.graph import Node
 from netgrow_cli.topology.rule import Context, RuleFunction, Value
 
@@ -36,7 +37,7 @@ rows and biases (see `Param.grows`); what only scales it, a gain or a slope, mus
 """
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Param:
     """A parameter of an operation: its name, and what fresh units start with.
 
@@ -67,7 +68,7 @@ class Param:
         return re.fullmatch(self.pattern, name) is not None if self.numbered else name == self.name
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Attr:
     """A setting of an operation: its default, and the types it takes."""
 
@@ -75,7 +76,7 @@ class Attr:
     types: tuple[type, ...]
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Call:
     """One run of an operation on real tensors.
 
@@ -110,7 +111,7 @@ class Call:
         return self.outputs[output].shape
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Bounding:
     """One operation whose results are to be bounded.
 
@@ -132,7 +133,7 @@ Bounds = Callable[[Bounding], "Interval | tuple[Interval, ...]"]
 """What is known of an operation's results from bounds of its operands. It holds for any size of an axis without one."""
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Op:
     """An operation: everything netgrow knows of it.
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from netgrow_cli.frozen import frozen
 from netgrow_cli.topology.ops import bounds
 from netgrow_cli.topology.ops.base import INTS, TEXT, Attr, Call, Op, Param, several, spatial
 from netgrow_cli.topology.rule import Context, RuleFunction, notation
@@ -118,7 +118,7 @@ def _transposed_groups(context: Context) -> Mapping[str, int]:
     return {"groups": context.attr("groups") or 1}
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Also:
     """A parameter that the weight is computed with.
 

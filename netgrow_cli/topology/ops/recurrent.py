@@ -11,11 +11,11 @@ what further operands give, as torch has them: (levels, batch, s), and for an LS
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from netgrow_cli.frozen import frozen
 from netgrow_cli.topology.intervals import Interval, as_real, plus, real, summed, widened
 from netgrow_cli.topology.layout import Fixed, Layout, SizeMismatch, concat, product
 from netgrow_cli.topology.ops.base import BOOL, INT, TEXT, Attr, Bounding, Call, Op, Param, Start
@@ -25,7 +25,7 @@ _GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 _NONLINEARITIES = ("tanh", "relu")
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class _Form:
     """What the parameters' names tell: how many levels, directions, and parameters of each."""
 
@@ -255,7 +255,7 @@ _ROUNDS = 3
 """How often what a level makes is bounded by what it was bounded by before; each time holds for all steps."""
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class _Known:
     """Bounds of one level in one direction, for all steps: (1, units) each.
 

@@ -5,7 +5,6 @@ A family is a template (`llama.yaml`) and a function that says what stands in it
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 import re
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from typing import Any
 
 from netgrow_cli.checkpoint.types import TensorInfo
 from netgrow_cli.errors import SpecError
+from netgrow_cli.frozen import frozen
 from netgrow_cli.topology.graph import Graph
 from netgrow_cli.topology.shipped.decoders import Values, gemma, gpt2, gpt_neox, llama, opt, phi3
 from netgrow_cli.topology.shipped.encoders import bert, vit
@@ -21,7 +21,7 @@ from netgrow_cli.topology.shipped.settings import Settings, config_path, read_co
 from netgrow_cli.topology.shipped.template import fill, template
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Shipped:
     """A spec's text for one checkpoint. assumed: what the tensors alone do not tell."""
 
@@ -31,7 +31,7 @@ class Shipped:
     assumed: tuple[str, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class _Family:
     """A model type: its template, what stands in it, and the defaults where config.json is silent."""
 

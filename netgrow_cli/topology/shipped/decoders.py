@@ -3,10 +3,10 @@ gpt_neox, opt."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from netgrow_cli.frozen import frozen
 from netgrow_cli.topology.shipped.rope import Rope, rotary, stated_rope
 from netgrow_cli.topology.shipped.settings import Settings
 from netgrow_cli.topology.shipped.template import each, settings
@@ -49,7 +49,7 @@ HEADS = ("score", "classifier", "qa_outputs")
 a sequence's score is read at is left to the model."""
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Head:
     """The last layer, None where the checkpoint has none. weight: that of logits, its own or the embedding's."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, NoReturn
 
 from netgrow_cli.checkpoint.types import TensorInfo
 from netgrow_cli.errors import SpecError
+from netgrow_cli.frozen import frozen
 
 MOST_BYTES = 16 * 2**20
 
@@ -37,7 +37,7 @@ def read_config(path: Path) -> dict[str, Any]:
     return found
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Settings:
     """A configuration with its family's defaults, and the tensors that it belongs to."""
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from netgrow_cli.frozen import frozen
 from netgrow_cli.topology.trace.methods import entry_of_list, held_in_method
 from netgrow_cli.topology.trace.reading import frames, module_paths, operation
 
@@ -98,7 +99,7 @@ def _held(module: Any, what: str, stated: Stated, words: frozenset[str], value: 
     return named[0] if len(named) == 1 else None
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Stated:
     """What the model's code says at the place of a setting: a name, and whether it may stand for another one.
 

@@ -10,13 +10,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from netgrow_cli.frozen import frozen
 from netgrow_cli.topology.trace.convert import Converter
 from netgrow_cli.topology.trace.reading import argument, operation, shape
 
 _REGROUPS = ("reshape", "view", "_unsafe_view", "flatten", "reshape_as", "view_as")
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Weight:
     """What a layer multiplies by.
 

@@ -6,9 +6,9 @@ table of numbers, which the spec states; along the batch, and where all its numb
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
+from netgrow_cli.frozen import frozen
 from netgrow_cli.topology.trace.reading import as_list, operation
 
 MOST_NUMBERS = 1 << 14
@@ -17,7 +17,7 @@ MOST_NUMBERS = 1 << 14
 _MOST_COMPUTED = 1 << 26
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Table:
     """A tensor of numbers, with size 1 along axes where it is alike, and the sizes that these are repeated to."""
 

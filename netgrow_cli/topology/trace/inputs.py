@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from typing import Any
 
 from netgrow_cli.errors import UsageError
+from netgrow_cli.frozen import frozen
 
 _FORM = re.compile(
     r"\s*(?:(?P<name>[A-Za-z_]\w*)=)?(?P<dtype>\w+)\[\s*(?P<shape>(?:[1-9]\d*(?:\s*,\s*[1-9]\d*)*)?)\s*\]"
@@ -15,7 +15,7 @@ _FORM = re.compile(
 _DTYPES = ("float16", "bfloat16", "float32", "float64", "int32", "int64", "uint8", "bool")
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Given:
     """One argument of the model. high: integers are below it; name: keyword, None for a positional one."""
 

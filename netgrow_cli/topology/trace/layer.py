@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from netgrow_cli.frozen import frozen
 
-@dataclasses.dataclass(frozen=True)
+
+@frozen
 class Layer:
     """One layer: what the spec will say of it.
 

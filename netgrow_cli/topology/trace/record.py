@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from netgrow_cli.errors import UsageError
+from netgrow_cli.frozen import frozen
 from netgrow_cli.topology.trace.inputs import Given
 from netgrow_cli.topology.trace.reading import operation
 from netgrow_cli.topology.trace.views import NoInverse, put_back, taken_again
@@ -44,7 +45,7 @@ _NO_VALUE = ("requires_grad", "detach", "retain_grad")
 _VIEWS = sys.modules[put_back.__module__].__file__
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Signature:
     """What the placeholders and the outputs of a record are, by the names that `torch.export` has for it."""
 
@@ -54,14 +55,14 @@ class Signature:
     output_specs: list[OutputSpec]
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class OutputSpec:
     """An output of the model."""
 
     kind: str = "USER_OUTPUT"
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Record:
     """A run, to be read as an exported program. looks: where the code looked at values, as `net.py:12`."""
 

@@ -16,6 +16,7 @@ from typing import Any
 from netgrow_cli.checkpoint.dtypes import name_of
 from netgrow_cli.checkpoint.types import TensorInfo
 from netgrow_cli.errors import SpecError, UsageError, first_line
+from netgrow_cli.frozen import frozen
 from netgrow_cli.modelcode import load_model
 from netgrow_cli.report.console import few
 from netgrow_cli.topology.solve import Topology, solve
@@ -38,7 +39,7 @@ TOKENS = (2, 9)
 """Batch and length of the token ids that a language model is traced with where nothing is said."""
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Traced:
     """A trace: the spec's text, and the operations without a rule, with how often they occur.
 

@@ -11,6 +11,7 @@ import string
 from collections.abc import Sequence
 from typing import Any
 
+from netgrow_cli.frozen import frozen
 from netgrow_cli.topology.trace.convert import Converter, Handler
 from netgrow_cli.topology.trace.handlers import arithmetic, layers
 from netgrow_cli.topology.trace.reading import (
@@ -24,7 +25,7 @@ from netgrow_cli.topology.trace.reading import (
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@frozen
 class Weight:
     """A parameter as a product sees it.
 
