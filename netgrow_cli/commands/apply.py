@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-from netgrow_cli.commands.common import STANDARD, Writing, argument, options_of, print_json, takes
+from netgrow_cli.commands.common import STANDARD, Writing, argument, print_json, takes, watched
 from netgrow_cli.errors import NetgrowError, UsageError
 
 
@@ -42,13 +42,11 @@ def apply(
 def _one(common: Writing, ckpt: str, steps: Any) -> dict[str, Any]:
     from netgrow_cli.jobs.recipe import apply_recipe
     from netgrow_cli.report.change import print_summary
-    from netgrow_cli.report.progress import shown_progress
 
-    options = options_of(common)
-    if common.output is not None:
-        options = dataclasses.replace(options, output=Path(common.output))
-    with shown_progress() as progress:
-        output, reports = apply_recipe(Path(ckpt), steps, dataclasses.replace(options, progress=progress))
+    with watched(common) as options:
+        if common.output is not None:
+            options = dataclasses.replace(options, output=Path(common.output))
+        output, reports = apply_recipe(Path(ckpt), steps, options)
     if not common.as_json:
         for report in reports:
             print_summary(report)

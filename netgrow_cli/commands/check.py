@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-from netgrow_cli.commands.common import Checkpoint, Computing, given, options_of, print_json, readable, takes
+from netgrow_cli.commands.common import Checkpoint, Computing, given, print_json, readable, takes, watched
 
 
 @takes(Computing)
@@ -24,7 +24,7 @@ def check(
     from netgrow_cli.report.check import CONSTANT, check_text
     from netgrow_cli.topology.solve import require_complete
 
-    with readable(ckpt) as path, opened(path, options_of(common)) as job:
+    with readable(ckpt) as path, watched(common) as options, opened(path, options) as job:
         require_complete(job.topology)
         tolerance = common.tolerance if common.tolerance is not None else EXACT.get(common.dtype, 1e-10)
         probes = job.probes(common.probes or WHOLE_PROBES, common.seed)
@@ -36,22 +36,20 @@ def check(
             real = compare_with_model(
                 model, path, common.spec, job.network, probes, dtype=common.dtype, tolerance=tolerance
             )
-        for line in job.found.assumed:
-            print(f"assumed: {line}", file=sys.stderr)
-        if found.equivalence.constant:
-            print(f"warning: {CONSTANT}", file=sys.stderr)
-        if common.as_json:
-            result = {
-                "spec": job.found.origin,
-                "permuted": found.widths,
-                "equivalence": found.equivalence.as_json(),
-                "culprits": list(found.culprits),
-                "model": real.as_json() if real is not None else None,
-                "frozen": [
-                    {"name": info.name, "why": info.frozen} for info in job.topology.widths.values() if info.frozen
-                ],
-            }
-            print_json(result)
-        else:
-            print(check_text(job, found, real))
-        return 0 if found.equivalence.equal and (real is None or real.equal) else 1
+    for line in job.found.assumed:
+        print(f"assumed: {line}", file=sys.stderr)
+    if found.equivalence.constant:
+        print(f"warning: {CONSTANT}", file=sys.stderr)
+    if common.as_json:
+        result = {
+            "spec": job.found.origin,
+            "permuted": found.widths,
+            "equivalence": found.equivalence.as_json(),
+            "culprits": list(found.culprits),
+            "model": real.as_json() if real is not None else None,
+            "frozen": [{"name": info.name, "why": info.frozen} for info in job.topology.widths.values() if info.frozen],
+        }
+        print_json(result)
+    else:
+        print(check_text(job, found, real))
+    return 0 if found.equivalence.equal and (real is None or real.equal) else 1

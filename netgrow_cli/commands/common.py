@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -190,6 +191,15 @@ def options_of(common: Common) -> Options:
     )
 
 
+@contextlib.contextmanager
+def watched(common: Common) -> Iterator[Options]:
+    """The job's options, with a bar for what takes long; nothing is to be printed until it is gone."""
+    from netgrow_cli.report.progress import shown_progress
+
+    with shown_progress() as progress:
+        yield dataclasses.replace(options_of(common), progress=progress)
+
+
 def _computing(common: Common) -> dict[str, Any]:
     names = ("probes", "probe_data", "seed", "tolerance", "dtype", "device")
     return {name: getattr(common, name) for name in names} if isinstance(common, Computing) else {}
@@ -224,7 +234,6 @@ def run_change(common: Writing, source: str, command: str, select: Selector) -> 
     """Carry out a change and print its report."""
     from netgrow_cli.jobs.job import change
     from netgrow_cli.report.change import print_report
-    from netgrow_cli.report.progress import shown_progress
 
     to_standard = common.output == STANDARD or (source == STANDARD and common.output is None)
     if to_standard and common.as_json and not common.dry_run:
@@ -232,9 +241,8 @@ def run_change(common: Writing, source: str, command: str, select: Selector) -> 
     if to_standard:
         one_file(source)
     with readable(source) as path, destination(common.output, to_standard) as output:
-        with shown_progress() as progress:
-            options = dataclasses.replace(options_of(common), output=output, progress=progress)
-            report = change(path, command, select, options)
+        with watched(common) as options:
+            report = change(path, command, select, dataclasses.replace(options, output=output))
         if source == STANDARD:
             report = dataclasses.replace(report, input=Path(STANDARD))
         if to_standard and not common.dry_run:

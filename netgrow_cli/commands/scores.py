@@ -13,10 +13,10 @@ from netgrow_cli.commands.common import (
     ScoreFile,
     WidthName,
     given,
-    options_of,
     print_json,
     readable,
     takes,
+    watched,
 )
 
 
@@ -36,15 +36,15 @@ def scores(
     from netgrow_cli.report.bars import bars
     from netgrow_cli.surgery.select import free_widths, targets
 
-    with readable(ckpt) as path, opened(path, options_of(common)) as job:
-        for line in job.found.assumed:
-            print(f"assumed: {line}", file=sys.stderr)
+    with readable(ckpt) as path, watched(common) as options, opened(path, options) as job:
         if layer or width:
             infos: Any = free_widths(targets(job.topology, layer or [], width or []))
         else:
             infos = [info for info in job.topology.widths.values() if info.frozen is None]
         result = scored(job, by, [info.width.id for info in infos], scores)
         found = {info.name: result.values[info.width.id].tolist() for info in infos}
+    for line in job.found.assumed:
+        print(f"assumed: {line}", file=sys.stderr)
     print(f"{result.by}: {meaning(result.by)}; {result.evidence.text()}", file=sys.stderr)
     if result.evidence.random:
         print("warning: units may do otherwise on data than on random probes; pass --probe-data FILE", file=sys.stderr)

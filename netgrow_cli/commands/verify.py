@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from typing import Annotated, Any
 
@@ -11,10 +10,10 @@ from netgrow_cli.commands.common import (
     argument,
     given,
     only_one_standard,
-    options_of,
     print_json,
     readable,
     takes,
+    watched,
 )
 
 
@@ -30,11 +29,9 @@ def verify(
     """Compare two checkpoints on probes; exit 0 if equal. With a record of the change, fold it back first."""
     from netgrow_cli.jobs.verification import compare_checkpoints
     from netgrow_cli.report.check import CONSTANT, verify_text
-    from netgrow_cli.report.progress import shown_progress
 
     only_one_standard(a, b)
-    with readable(a) as old, readable(b) as new, shown_progress() as progress:
-        options = dataclasses.replace(options_of(common), progress=progress)
+    with readable(a) as old, readable(b) as new, watched(common) as options:
         equivalence, folded = compare_checkpoints(old, new, options, model)
     if common.as_json:
         result: dict[str, Any] = equivalence.as_json()

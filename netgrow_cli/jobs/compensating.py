@@ -115,7 +115,6 @@ def compensated(job: Job, plan: Plan, folds: Folds) -> tuple[Job, Folds, Compens
     judge = dataclasses.replace(job, held_out=True)
     if job.options.dry_run:
         return judge, folds, planned(job, plan)
-    job.options.progress.stage("refitting", None)
     repair = repaired(job, job.network, plan, folds)
     return judge, repair.folds, judged(judge, plan, folds, repair)
 

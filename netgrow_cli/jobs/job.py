@@ -212,7 +212,7 @@ def opened(path: Path, options: Options) -> Iterator[Job]:
     key, prefix = place_of_tensors(path, options.spec, options.key, options.prefix)
     with open_checkpoint(path, key=key, prefix=prefix, shard_size=options.shard_size) as checkpoint:
         found = find_spec(checkpoint, path, options.spec, activation=options.activation)
-        network = Network.of(found.graph(checkpoint), checkpoint, options.device)
+        network = Network.of(found.graph(checkpoint), checkpoint, options.device, options.progress)
         topology = network.solved()
         if found.shipped is not None:
             require_fit(found.spec, topology, path)

@@ -91,6 +91,7 @@ def shown(question: Question) -> Equivalence:
     """The comparison, whole or in pieces. Raises UsageError or Refused where what was asked for cannot be."""
     pieces, why = _choice(question)
     if pieces:
+        question.old.progress.stage("proving", None)
         found = _in_pieces(question)
         if isinstance(found, Equivalence):
             return dataclasses.replace(found, why=why)

@@ -23,6 +23,7 @@ from netgrow_cli.errors import NotEquivalent
 from netgrow_cli.frozen import frozen
 from netgrow_cli.jobs.aside import Aside, Relay, aside
 from netgrow_cli.jobs.proving import Question, drops_units, edited_by, in_pieces, needs_torch, proof_tolerance, shown
+from netgrow_cli.progress import SILENT, Progress
 from netgrow_cli.proof.equivalence import Equivalence, require_finite
 from netgrow_cli.proof.foldback import FoldBack, fold_back, left_to_probes
 from netgrow_cli.surgery.folding import Folds
@@ -71,7 +72,7 @@ class Written:
 
     def _network(self, infos: Mapping[str, TensorInfo]) -> Network:
         graph = parse_spec(self.spec_text, f"{self.output} (rewritten spec)").graph(infos)
-        return Network.shaped(graph, infos, self.job.options.device)
+        return Network.shaped(graph, infos, self.job.options.device, self.job.options.progress)
 
     @contextlib.contextmanager
     def proof(self) -> Iterator[Proof]:
@@ -110,19 +111,19 @@ class Written:
         return found
 
     def _compared_here(self) -> Equivalence:
-        return self._compared(source_of)
+        return self._compared(source_of, self.job.options.progress)
 
     def _compared_mapped(self) -> Equivalence:
         from netgrow_cli.checkpoint.mapped import mapped_source_of
 
-        return self._compared(mapped_source_of)
+        return self._compared(mapped_source_of, SILENT)
 
-    def _compared(self, of: Of) -> Equivalence:
+    def _compared(self, of: Of, progress: Progress) -> Equivalence:
         """The comparison with the old network, given that folding back finds nothing."""
-        old = self.job.network
         with self._open() as changed:
-            question = self._question(self._within(changed, of))
-            return shown(dataclasses.replace(question, old=old.within(self.job.checkpoint, of)))
+            old, new = self.job.network.within(self.job.checkpoint, of), self._within(changed, of)
+            old, new = (dataclasses.replace(network, progress=progress) for network in (old, new))
+            return shown(dataclasses.replace(self._question(new), old=old))
 
     def _prepare(self) -> None:
         """What the comparison needs and can be had before anything is written: the new spec solved, and torch where

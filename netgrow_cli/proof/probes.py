@@ -6,13 +6,17 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from netgrow_cli.errors import NetgrowError, UsageError, first_line
 from netgrow_cli.frozen import frozen
+from netgrow_cli.progress import Progress
 from netgrow_cli.proof.table import read_table
 from netgrow_cli.topology import library
 from netgrow_cli.topology.graph import Graph, Input
+
+if TYPE_CHECKING:
+    from netgrow_cli.topology.network import Network
 
 BATCH = 256
 """Rows that run at once."""
@@ -38,6 +42,19 @@ class Probes:
     def random(self) -> bool:
         """Whether they are random, not data."""
         return self.data is None
+
+    @property
+    def count(self) -> int:
+        """How many batches there are."""
+        fixed = _fixed_batch(self.graph)
+        step = fixed or min(BATCH, self.rows)
+        short = fixed is not None and self.data is not None
+        return self.rows // step if short else -(-self.rows // step)
+
+    def announce(self, progress: Progress, what: str, *networks: Network) -> None:
+        """A stage in which all of these networks run on all of the probes."""
+        once = sum(network.bytes_of(node) for network in networks for node in network.graph.nodes)
+        progress.stage(what, self.count * once)
 
     def batches(self, dtype: Any, device: str = "cpu") -> Iterator[tuple[dict[str, int], dict[str, Any]]]:
         """The probes in batches: the sizes of named axes to solve with, and the inputs by name.

@@ -83,7 +83,7 @@ def pruned_network(network: Network, graph: GraphOf, plan: Plan, patches: Mappin
             made[canonical] = tensor if edit is None else apply_edit(tensor, edit, seed=0)
         return made[canonical]
 
-    return Network(graph(infos), infos, read, network.device)
+    return Network(graph(infos), infos, read, network.device, progress=network.progress)
 
 
 def compensate(network: Network, graph: GraphOf, plan: Plan, folds: Folds, probes: Probes, *, dtype: str) -> Repair:
@@ -192,6 +192,7 @@ def _measured(
             call, sums = sums_of(new, lost, operands, results)
             lost.add(call, given.pop((node.name, lost.reader.param)), sums)
 
+    probes.announce(old.progress, "refitting", old, new)
     with torch.no_grad():
         for sizes, inputs in probes.batches(real, old.device):
             old.outputs(sizes, inputs, real, watch_old)

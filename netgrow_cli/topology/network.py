@@ -7,10 +7,11 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from netgrow_cli.checkpoint.dtypes import is_float
+from netgrow_cli.checkpoint.dtypes import is_float, total_bytes
 from netgrow_cli.checkpoint.source import Of, Open, source_of
 from netgrow_cli.checkpoint.types import Checkpoint, TensorInfo
 from netgrow_cli.errors import CheckpointError, Refused
+from netgrow_cli.progress import SILENT, Progress
 from netgrow_cli.topology.graph import Graph, Node
 from netgrow_cli.topology.library import NeedsTorch, in_numpy, numbers
 from netgrow_cli.topology.rows import Rows, is_large
@@ -22,7 +23,8 @@ from netgrow_cli.topology.solve import Topology, default_sizes, solve
 class Network:
     """A graph with tensors.
 
-    infos: shapes of its tensors. read: a tensor by name; sources: the same, to be read in parts.
+    infos: shapes of its tensors. read: a tensor by name; sources: the same, to be read in parts. progress: hears of the
+    bytes of the tensors that were computed with, once for each node and batch, where all of it is run.
     """
 
     graph: Graph
@@ -30,21 +32,24 @@ class Network:
     read: Callable[[str], Any]
     device: str = "cpu"
     sources: Open | None = None
+    progress: Progress = SILENT
     _solved: dict[tuple[tuple[str, int], ...], Topology] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, graph: Graph, checkpoint: Checkpoint, device: str = "cpu") -> Network:
+    def of(cls, graph: Graph, checkpoint: Checkpoint, device: str = "cpu", progress: Progress = SILENT) -> Network:
         """The network in a checkpoint."""
-        return cls.shaped(graph, checkpoint.tensors, device).within(checkpoint)
+        return cls.shaped(graph, checkpoint.tensors, device, progress).within(checkpoint)
 
     @classmethod
-    def shaped(cls, graph: Graph, infos: Mapping[str, TensorInfo], device: str = "cpu") -> Network:
+    def shaped(
+        cls, graph: Graph, infos: Mapping[str, TensorInfo], device: str = "cpu", progress: Progress = SILENT
+    ) -> Network:
         """A network without numbers: it can be solved, not run."""
 
         def read(name: str) -> Any:
             raise CheckpointError(f"tensor {name!r}: nothing has been written yet")
 
-        return cls(graph, infos, read, device)
+        return cls(graph, infos, read, device, progress=progress)
 
     def within(self, checkpoint: Checkpoint, of: Of = source_of) -> Network:
         """The same network with the numbers of a checkpoint, which has tensors of these very shapes."""
@@ -75,7 +80,22 @@ class Network:
 
         with torch.no_grad():
             topology = self.solved(sizes)
-            return run(topology, self._on_device, inputs, dtype=dtype, observe=observe, by_rows=self._rows)
+            watch = self.watching(observe)
+            return run(topology, self._on_device, inputs, dtype=dtype, observe=watch, by_rows=self._rows)
+
+    def bytes_of(self, node: Node) -> int:
+        """What the tensors take that a node is computed with."""
+        return total_bytes(self.infos[name] for name in node.params.values())
+
+    def watching(self, observe: Observe | None) -> Observe:
+        """For a run of all of it: progress hears of each node, after whoever else observes."""
+
+        def watch(node: Node, operands: Sequence[Any], results: Sequence[Any]) -> None:
+            if observe is not None:
+                observe(node, operands, results)
+            self.progress.advance(self.bytes_of(node))
+
+        return watch
 
     def operate(self, topology: Topology, node: Node, operands: Sequence[Any], dtype: Any) -> tuple[Any, ...]:
         """The results of one of its operations. Where the dtype is numpy's, numpy computes, or raises NeedsTorch."""

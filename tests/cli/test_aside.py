@@ -127,8 +127,8 @@ proving.WHOLE_BYTES = rows.LARGE = 0
 if sys.argv.pop(1) == 'here': aside.can_go_aside = lambda: False
 first, compared = os.getpid(), written.Written._compared
 def tell(what): print('torch', what, 'torch' in sys.modules, file=sys.stderr, flush=True)
-def telling(self, of):
-    found = compared(self, of)
+def telling(self, *given):
+    found = compared(self, *given)
     tell('here' if os.getpid() == first else 'aside')
     return found
 written.Written._compared = telling
