@@ -16,7 +16,8 @@ EVERY = 0.01
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """seconds: on the clock. anonymous: the most bytes that its processes held besides files (RssAnon)."""
+    """seconds: on the clock. anonymous: the most bytes that its processes held besides files; pages that several of them
+    share are counted once (Pss_Anon)."""
 
     seconds: float
     anonymous: int
@@ -71,8 +72,8 @@ def _tree(pid: int) -> list[int]:
 
 def _anonymous(pid: int) -> int:
     try:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss_Anon:"):
                 return int(line.split()[1]) * 1024
     except OSError:
         pass
