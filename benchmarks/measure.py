@@ -16,8 +16,8 @@ EVERY = 0.01
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """seconds: on the clock. anonymous: the most bytes that its processes held besides files; pages that several of them
-    share are counted once (Pss_Anon)."""
+    """seconds: on the clock. anonymous: the most bytes that its processes held besides files (Pss_Anon: pages that
+    several of them share are counted once)."""
 
     seconds: float
     anonymous: int

@@ -21,9 +21,10 @@ No torch here: this module is pure data and integers.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from netgrow_cli.frozen import frozen
@@ -64,10 +65,15 @@ class Concat:
 
     parts: tuple[Layout, ...]
 
-    @property
+    @functools.cached_property
     def size(self) -> int:
         """Number of indices."""
         return sum(part.size for part in self.parts)
+
+    @functools.cached_property
+    def widths(self) -> tuple[Width, ...]:
+        """Its leaves that are widths, from left to right, as often as they occur."""
+        return _widths_of(self.parts)
 
 
 @frozen
@@ -76,10 +82,15 @@ class Product:
 
     factors: tuple[Layout, ...]
 
-    @property
+    @functools.cached_property
     def size(self) -> int:
         """Number of indices."""
         return math.prod(factor.size for factor in self.factors)
+
+    @functools.cached_property
+    def widths(self) -> tuple[Width, ...]:
+        """Its leaves that are widths, from left to right, as often as they occur."""
+        return _widths_of(self.factors)
 
 
 Layout = Width | Fixed | Concat | Product
@@ -134,13 +145,15 @@ def product(factors: Sequence[Layout]) -> Layout:
     return Product(tuple(flat))
 
 
-def leaves(layout: Layout) -> Iterator[Width]:
+def leaves(layout: Layout) -> tuple[Width, ...]:
     """The widths of a layout from left to right, as often as they occur."""
     if isinstance(layout, Width):
-        return iter((layout,))
-    if isinstance(layout, Fixed):
-        return iter(())
-    return itertools.chain.from_iterable(map(leaves, layout.parts if isinstance(layout, Concat) else layout.factors))
+        return (layout,)
+    return () if isinstance(layout, Fixed) else layout.widths
+
+
+def _widths_of(layouts: Iterable[Layout]) -> tuple[Width, ...]:
+    return tuple(itertools.chain.from_iterable(map(leaves, layouts)))
 
 
 def new_size(layout: Layout, sizes: Mapping[int, int]) -> int:
@@ -245,6 +258,18 @@ class Layouts:
             return concat([self.resolve(part) for part in layout.parts])
         return product([self.resolve(factor) for factor in layout.factors])
 
+    def settled(self) -> Callable[[Layout], Layout]:
+        """`resolve` for when all is learnt: it remembers what it said."""
+        known: dict[int, tuple[Layout, Layout]] = {}  # (with the layout itself, so that nothing else gets its id)
+
+        def resolve(layout: Layout) -> Layout:
+            found = known.get(id(layout))
+            if found is None:
+                known[id(layout)] = found = layout, self.resolve(layout)
+            return found[1]
+
+        return resolve
+
     def _resolve_width(self, width: Width) -> Layout:
         # A loop, not a recursion: a long residual stream binds one width to the next a thousand times.
         passed: list[int] = []
@@ -330,7 +355,7 @@ class Layouts:
         if left == right:
             return
         waiting = [(left, right)]
-        steps = _MOST_STEPS * (2 + sum(1 for _ in leaves(waiting[0][0])) + sum(1 for _ in leaves(waiting[0][1])))
+        steps = _MOST_STEPS * (2 + len(leaves(left)) + len(leaves(right)))
         while waiting:
             one, other = waiting.pop()
             steps -= 1

@@ -11,7 +11,7 @@ import fnmatch
 import functools
 import itertools
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from netgrow_cli.checkpoint.types import TensorInfo
@@ -297,12 +297,7 @@ class _Solver:
             values = op.rule(context)
         except SizeMismatch as clash:
             context.fail(f"sizes that must agree do not: {clash}")
-        return self._resolved(values)
-
-    def _resolved(self, values: Iterable[Value]) -> tuple[Value, ...]:
-        """The values with all that is known of their axes by now."""
-        resolve = self.layouts.resolve
-        return tuple([Value(tuple(map(resolve, value.axes)), value.unit_axis, value.integer) for value in values])
+        return _resolved(values, self.layouts.resolve)
 
     def _read(self, ref: Ref, reader: Node | None) -> Value:
         outputs = self._values[ref.node]
@@ -355,10 +350,10 @@ class _Solver:
         return any(self.layouts.frozen(leaf) is None for leaf in leaves(self.layouts.resolve(layout)))
 
     def _result(self) -> Topology:
-        resolve = self.layouts.resolve
-        uses = tuple([self._resolved_use(use) for use in self.uses])
+        resolve = self.layouts.settled()
+        uses = tuple([_resolved_use(use, resolve) for use in self.uses])
         effects = tuple(Effect(item.kind, item.node, resolve(item.layout), item.axis) for item in self.effects)
-        values = {name: self._resolved(outputs) for name, outputs in self._values.items()}
+        values = {name: _resolved(outputs, resolve) for name, outputs in self._values.items()}
         tensors = {
             name: tuple(resolve(axis) for axis in self._axes[self.aliases[name]])
             for name in self.infos
@@ -380,14 +375,23 @@ class _Solver:
             unclaimed=tuple(name for name in self.infos if self._is_unclaimed(name)),
         )
 
-    def _resolved_use(self, use: AxisUse) -> AxisUse:
-        parts = tuple([(self.layouts.resolve(part), role) for part, role in use.parts])
-        return AxisUse(use.node, use.param, use.tensor, use.axis, parts)
-
     def _is_unclaimed(self, name: str) -> bool:
         if self.aliases[name] in self._axes or name.endswith("num_batches_tracked"):
             return False
         return not any(fnmatch.fnmatchcase(name, pattern) for pattern in self.graph.ignore)
+
+
+Resolve = Callable[[Layout], Layout]
+
+
+def _resolved(values: Iterable[Value], resolve: Resolve) -> tuple[Value, ...]:
+    """The values with all that is known of their axes by now."""
+    return tuple([Value(tuple(map(resolve, value.axes)), value.unit_axis, value.integer) for value in values])
+
+
+def _resolved_use(use: AxisUse, resolve: Resolve) -> AxisUse:
+    parts = tuple([(resolve(part), role) for part, role in use.parts])
+    return AxisUse(use.node, use.param, use.tensor, use.axis, parts)
 
 
 def default_sizes(graph: Graph) -> dict[str, int]:
