@@ -27,8 +27,9 @@ PAGE = """\
 # At the speed of the disk
 
 Made by `python -m benchmarks.streaming --peers` (which says how it measures); results in `benchmarks/streaming.jsonl`.
-{machine}. Only ratios are worth comparing, and these too move with the machine: with how
-fast it copies beside how fast it computes, at this hour.
+{machine}. Only ratios are worth comparing, and of these only
+such as come from a machine in the same state: `cp -r` takes 0.35 s a GB where the system lets it write into memory at
+full speed, and up to 1.1 s where it is held back for the disk, as netgrow then is, but less, since it also computes.
 
 ## A Llama-shaped checkpoint of {size} GB, bf16, in shards
 
