@@ -78,13 +78,17 @@ def same_mapped(old: Region, new: Region, advance: Advance = nothing) -> bool:
 
 
 def mapped(region: Region) -> Array:
-    """The bytes of a region, not to be written to. EOFError where the file ends before the region does."""
+    """The bytes of a region, not to be written to; not on Windows.
+
+    EOFError where the file ends before the region does, OSError where its file system maps none.
+    """
     if not region.size:
         return np.zeros(0, np.uint8)
     before = region.start % mmap.ALLOCATIONGRANULARITY
     size, offset = before + region.size, region.start - before
     try:
-        whole = mmap.mmap(region.fd, size, offset=offset, access=mmap.ACCESS_READ)
+        # (Private: some file systems share no map, and nobody writes.)
+        whole = mmap.mmap(region.fd, size, mmap.MAP_PRIVATE, mmap.PROT_READ, offset=offset)
     except ValueError:
         raise EOFError(f"the file ends before byte {region.start + region.size}") from None
     return np.frombuffer(whole, np.uint8, region.size, before)

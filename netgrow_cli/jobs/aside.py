@@ -48,7 +48,10 @@ class Aside(Generic[Result]):
                 os.write(self._tell, _GO)
 
     def result(self, meanwhile: Callable[[], object] = lambda: None) -> Result:
-        """Wait for the task; what it raised is raised here. meanwhile: is called every now and then."""
+        """Wait for the task; what it raised is raised here, but for what the system refuses: then it is tried here.
+
+        meanwhile: is called every now and then.
+        """
         if self._child is None:
             return self._here()
         answer = b""
@@ -57,6 +60,8 @@ class Aside(Generic[Result]):
         try:
             good, value = pickle.loads(answer)  # (bytes of our own making)
         except Exception:  # it was killed, for want of memory mostly
+            return self._here()
+        if not good and isinstance(value, OSError):  # (a file system that maps no files, for one)
             return self._here()
         if not good:
             raise value

@@ -68,6 +68,12 @@ with aside(ready, task, lambda: os.getpid(), wanted=True) as made:
     made.begin()
     assert made.apart and made.result() == me
 """,
+    "what the system refuses": """
+def task(): raise OSError(19, "No such device")
+with aside(ready, task, lambda: os.getpid(), wanted=True) as made:
+    made.begin()
+    assert made.apart and made.result() == me
+""",
     "what is done aside is heard of": """
 from netgrow_cli.jobs.aside import Relay
 heard = []
@@ -210,6 +216,16 @@ try:
     main()""",
 )
 
+# A file system without maps: both proofs aside fail, and are made here.
+UNMAPPED = """
+def spoil(old, new): pass
+from netgrow_cli.checkpoint import mapped
+class Refusing:
+    MAP_PRIVATE, PROT_READ, ALLOCATIONGRANULARITY = 2, 1, 4096
+    def mmap(*_, **__): raise OSError(19, "No such device")
+mapped.mmap = Refusing
+"""
+
 SPOILED = {
     "a byte that was to stay": (
         """
@@ -248,3 +264,20 @@ def test_what_is_spoiled_meanwhile_is_found(tmp_path: Path, how: str, where: str
     )
     assert done.returncode == code and said in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert not output.exists() and sorted(tmp_path.iterdir()) == sorted([checkpoint, spec])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there")
+def test_a_file_system_without_maps(tmp_path: Path) -> None:
+    checkpoint, spec = mlp(tmp_path)
+    output = tmp_path / "new.safetensors"
+    arguments = ["expand", checkpoint, "--spec", spec, "--layer", "up", "--add", "3", "--json", "-o", output]
+    done = subprocess.run(
+        [sys.executable, "-c", UNMAPPED + MEANWHILE, "aside", *map(str, arguments)],
+        env=environment(PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0 and '"equal": true' in done.stdout, done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("torch ")]
+    assert said == ["torch here False", "torch at the end False"] and output.exists()
