@@ -18,7 +18,7 @@ def check(
 ) -> int:
     """Check a spec: does it fit, and does permuting the units of every width leave the outputs unchanged?"""
     from netgrow_cli.jobs.job import opened
-    from netgrow_cli.jobs.proving import WHOLE_PROBES
+    from netgrow_cli.jobs.proving import rows_of_certificate
     from netgrow_cli.proof.equivalence import EXACT
     from netgrow_cli.proof.permutation import certify
     from netgrow_cli.report.check import CONSTANT, check_text
@@ -27,7 +27,7 @@ def check(
     with readable(ckpt) as path, watched(common) as options, opened(path, options) as job:
         require_complete(job.topology)
         tolerance = common.tolerance if common.tolerance is not None else EXACT.get(common.dtype, 1e-10)
-        probes = job.probes(common.probes or WHOLE_PROBES, common.seed)
+        probes = job.probes(common.probes or rows_of_certificate(job.network, common.dtype), common.seed)
         found = certify(job.network, probes, seed=common.seed, dtype=common.dtype, tolerance=tolerance)
         real = None
         if model is not None:

@@ -31,6 +31,9 @@ WHOLE_BYTES = 1 << 30
 WHOLE_PROBES = 256
 """Rows of probes where nothing else is said."""
 
+FEW_PROBES = 16
+"""The same for the certificate of a network that is not small: a wrong layout shows on any input."""
+
 _SIZES = {"float64": 8, "float32": 4}
 
 
@@ -131,6 +134,11 @@ def _choice(question: Question) -> tuple[bool, str]:
     if question.edited is None:
         return False, "what was changed is not known"
     return size >= WHOLE_BYTES, amount
+
+
+def rows_of_certificate(network: Network, dtype: str) -> int:
+    """How many rows of probes permuted units are shown on where nothing else is said."""
+    return FEW_PROBES if _computed_bytes(network.infos, dtype) >= WHOLE_BYTES else WHOLE_PROBES
 
 
 def needs_torch(question: Question) -> bool:

@@ -124,3 +124,13 @@ def test_a_piece_that_differs_is_named_and_nothing_is_written(
     result = run("expand", mlp, "--layer", "fc1", "--add", 2)
     assert result.code == 1 and "the piece around fc1, fc2" in result.complaint
     assert contents(mlp.parent) == before
+
+
+def test_a_large_network_is_certified_on_fewer_probes(run: Run, mlp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def probes(*more: Any) -> int:
+        found: int = run("check", mlp, "--json", *more).json["equivalence"]["probes"]
+        return found
+
+    assert (probes(), probes("--probes", 7)) == (256, 7)
+    monkeypatch.setattr(proving, "WHOLE_BYTES", 0)
+    assert (probes(), probes("--probes", 300)) == (16, 300)
