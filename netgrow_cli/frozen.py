@@ -57,15 +57,11 @@ def frozen(cls: type[Class]) -> type[Class]:
 
     for method in (_init(known), __repr__, __eq__, __hash__, __setattr__, __delattr__):
         method.__qualname__ = f"{cls.__qualname__}.{method.__name__}"
-        # (A class that says itself how it is shown or compared keeps that, as with `dataclass`.)
-        if method.__name__ in ("__init__", "__setattr__", "__delattr__") or not _says(cls, method.__name__):
+        # A class that says itself how it is shown or compared keeps that, as with `dataclass`. (Python gives one with
+        # an `__eq__` of its own an empty `__hash__`.)
+        if cls.__dict__.get(method.__name__) is None:
             setattr(cls, method.__name__, method)
     return cls
-
-
-def _says(cls: type, name: str) -> bool:
-    # Python gives a class that has an `__eq__` of its own an empty `__hash__`.
-    return cls.__dict__.get(name) is not None
 
 
 def _values_of(*names: str) -> Callable[[Any], tuple[Any, ...]]:

@@ -104,7 +104,7 @@ def observe(network: Network, widths: Sequence[int], probes: Probes, *, dtype: s
                 nothing = (made[use.param] == 0).flatten(0, -2).all(0).cpu().numpy()
                 inside[use] = inside.get(use, True) & nothing
 
-    probes.announce(network.progress, "measuring", network)
+    probes.announce("measuring", network)
     for sizes, inputs in probes.batches(real, network.device):
         network.outputs(sizes, inputs, real, watch)
     return Activity(topology, probes, constant, zero, first, inside)

@@ -34,7 +34,7 @@ def drifts(old: Network, others: Sequence[Network], probes: Probes, *, dtype: st
     differences = [Difference() for _ in others]
     squares: list[list[float]] = [[] for _ in others]
     sizes_of: list[float] = []
-    probes.announce(old.progress, "measuring", old, *others)
+    probes.announce("measuring", old, *others)
     for sizes, inputs in probes.batches(real, old.device):
         before = old.outputs(sizes, inputs, real)
         _add(sizes_of, [float((tensor.double() ** 2).sum()) for tensor in before])

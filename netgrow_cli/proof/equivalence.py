@@ -132,7 +132,7 @@ def compare(old: Network, new: Network, probes: Probes, *, dtype: str, tolerance
     """Run both on the probes. Raises CheckpointError where the old network's outputs are not finite."""
     real = torch_dtype(dtype)
     difference = Difference()
-    probes.announce(old.progress, "comparing", old, new)
+    probes.announce("comparing", old, new)
     for sizes, inputs in probes.batches(real, old.device):
         before = old.outputs(sizes, inputs, real)
         if not all(bool(tensor.isfinite().all()) for tensor in before):

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from netgrow_cli.errors import NetgrowError, UsageError, first_line
 from netgrow_cli.frozen import frozen
-from netgrow_cli.progress import Progress
 from netgrow_cli.proof.table import read_table
 from netgrow_cli.topology import library
 from netgrow_cli.topology.graph import Graph, Input
@@ -44,17 +43,17 @@ class Probes:
         return self.data is None
 
     @property
-    def count(self) -> int:
-        """How many batches there are."""
+    def starts(self) -> range:
+        """The first row of each batch. (Data that does not fill a batch of a stated size is left out.)"""
         fixed = _fixed_batch(self.graph)
-        step = fixed or min(BATCH, self.rows)
-        short = fixed is not None and self.data is not None
-        return self.rows // step if short else -(-self.rows // step)
+        if fixed is not None and self.data is not None:
+            return range(0, self.rows - fixed + 1, fixed)
+        return range(0, self.rows, fixed or min(BATCH, self.rows))
 
-    def announce(self, progress: Progress, what: str, *networks: Network) -> None:
-        """A stage in which all of these networks run on all of the probes."""
+    def announce(self, what: str, *networks: Network) -> None:
+        """Tell the first one's progress of a stage in which all of these networks run on all of the probes."""
         once = sum(network.bytes_of(node) for network in networks for node in network.graph.nodes)
-        progress.stage(what, self.count * once)
+        networks[0].progress.stage(what, len(self.starts) * once)
 
     def batches(self, dtype: Any, device: str = "cpu") -> Iterator[tuple[dict[str, int], dict[str, Any]]]:
         """The probes in batches: the sizes of named axes to solve with, and the inputs by name.
@@ -62,11 +61,8 @@ class Probes:
         dtype: of floating inputs; one of numpy's where numpy computes, for random probes.
         """
         fixed = _fixed_batch(self.graph)
-        step = fixed or min(BATCH, self.rows)
-        for number, start in enumerate(range(0, self.rows, step)):
-            count = fixed or min(step, self.rows - start)
-            if self.data is not None and start + count > self.rows:
-                return
+        for number, start in enumerate(self.starts):
+            count = fixed or min(BATCH, self.rows - start)
             sizes = self._sizes(count)
             inputs = {
                 given.name: self._one(given, sizes, start, count, number, dtype, device) for given in self.graph.inputs

@@ -45,7 +45,7 @@ def compare_with_model(
     real = torch_dtype(dtype)
     model = fit(load_model(source), path, spec=spec).eval().to(real)
     difference = Difference()
-    probes.announce(network.progress, "comparing", network)
+    probes.announce("comparing", network)
     with torch.no_grad():
         for sizes, inputs in probes.batches(real):
             difference.add(list(_tensors(model(*inputs.values()))), network.outputs(sizes, inputs, real))

@@ -71,7 +71,7 @@ def measure(network: Network, widths: Sequence[int], probes: Probes, *, dtype: s
                 layout = topology.tensors[use.tensor][use.axis]
                 sums.setdefault(use, _Sums(layout)).add(made[use.param], -1)
 
-    probes.announce(network.progress, "measuring", network)
+    probes.announce("measuring", network)
     for sizes, inputs in probes.batches(real, network.device):
         network.outputs(sizes, inputs, real, watch)
     return Statistics(
@@ -104,7 +104,7 @@ def taylor(network: Network, widths: Sequence[int], probes: Probes, *, dtype: st
     spots = read_spots(topology, widths)
     sums: dict[tuple[Spot, int], Floats] = {}
     rows = 0
-    probes.announce(network.progress, "measuring", network)
+    probes.announce("measuring", network)
     for number, (sizes, inputs) in enumerate(probes.batches(real, network.device)):
         rows += len(next(iter(inputs.values())))
         for spot, product in _products(network, sizes, inputs, real, spots, f"{seed}:{number}"):

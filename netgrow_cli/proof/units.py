@@ -24,7 +24,7 @@ from netgrow_cli.topology.graph import Node, Ref
 from netgrow_cli.topology.layout import IndexMap, Width, leaves
 from netgrow_cli.topology.network import Network
 from netgrow_cli.topology.ops import elementwise
-from netgrow_cli.topology.rows import as_tensor, row_blocks
+from netgrow_cli.topology.rows import as_tensor, stored_blocks
 from netgrow_cli.topology.solve import Topology
 
 _ADDING = ("linear", "linear_io", "conv1d", "conv2d", "conv3d")
@@ -163,6 +163,6 @@ def _taken(source: Source, axis: int, units: IndexMap) -> Any:
     found = np.empty((shape[0], len(units), *shape[2:]), stored_dtype(source.dtype))
     run = slice(int(units[0]), int(units[-1]) + 1)
     wanted = run if run.stop - run.start == len(units) else units
-    for start, block in row_blocks(source, max(1, min(shape[0], _READ // math.prod(shape[1:])))):
+    for start, block in stored_blocks(source, max(1, min(shape[0], _READ // math.prod(shape[1:])))):
         found[start : start + len(block)] = block[:, wanted]
     return found

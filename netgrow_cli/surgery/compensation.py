@@ -192,7 +192,7 @@ def _measured(
             call, sums = sums_of(new, lost, operands, results)
             lost.add(call, given.pop((node.name, lost.reader.param)), sums)
 
-    probes.announce(old.progress, "refitting", old, new)
+    probes.announce("refitting", old, new)
     with torch.no_grad():
         for sizes, inputs in probes.batches(real, old.device):
             old.outputs(sizes, inputs, real, watch_old)

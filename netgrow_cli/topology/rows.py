@@ -49,9 +49,8 @@ class Rows:
 
         step = max(1, min(count, BLOCK // max(1, width)))
         made = torch.empty(step, width, dtype=dtype)
-        for start in range(0, count, step):
-            stop = min(count, start + step)
-            block = made[: stop - start].copy_(as_tensor(self.source, self.source.rows(start, stop)))
+        for start, stored in stored_blocks(self.source, step):
+            block = made[: len(stored)].copy_(as_tensor(self.source, stored))
             yield start, block.to(self.device)
 
     def _arrays(self, dtype: Any) -> Iterator[tuple[int, Any]]:
@@ -60,7 +59,7 @@ class Rows:
         count, width = self.shape
         step = max(1, min(count, max(NUMPY_ROWS, NUMPY_BLOCK // max(1, width))))
         made = np.empty((step, width), dtype)
-        for start, stored in row_blocks(self.source, step):
+        for start, stored in stored_blocks(self.source, step):
             made[: len(stored)] = decoded(self.source.dtype, stored)
             yield start, made[: len(stored)]
 
@@ -77,7 +76,7 @@ class Rows:
         return given(table[place.reshape(chosen.shape)], dtype, self.device)
 
 
-def row_blocks(source: Source, step: int) -> Iterator[tuple[int, Any]]:
+def stored_blocks(source: Source, step: int) -> Iterator[tuple[int, Any]]:
     """All of a tensor as it is stored, so many rows at a time; each stands until the next is asked for."""
     import numpy as np
 

@@ -89,4 +89,4 @@ def test_batches_are_counted(rows: int, count: int, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(probes, "BATCH", 3)
     with opened(SAMPLES / "digits_mlp.pt", Options(spec=SPECS / "digits_mlp.yaml")) as job:
         drawn = job.probes(rows, 0)
-        assert drawn.count == len(list(drawn.batches(np.dtype(np.float64)))) == count
+        assert len(drawn.starts) == len(list(drawn.batches(np.dtype(np.float64)))) == count
